@@ -1,0 +1,116 @@
+"""Token-mixing attention in plain PyTorch: select the keys, then scaled_dot_product_attention.
+
+Runs wherever PyTorch does, with whatever transforms its own attention allows. Queries of all frames
+that share a key set go through attention together, so keys are repeated only where the mixing or
+the gain gives each frame its own.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from tokenmix_ops.mixing import Plan, Rows
+
+name = "eager"
+
+
+def unavailable() -> str | None:
+    """Why this machine cannot run the backend; None if it can."""
+    return None
+
+
+def unsupported(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> str | None:
+    """Why the backend cannot compute this call; None if it can."""
+    return None
+
+
+def token_mix_attention(
+    query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float
+) -> Tensor:
+    """Shapes as in `tokenmix_ops.token_mix_attention`, which has checked them."""
+    if plan.rows == "token" and plan.scales_logits:
+        # Here each query of a row meets another gain: no key set can carry it into the attention.
+        num_queries = query.shape[2]
+        weights = _weights(query, key, plan, scale)
+        mixed = torch.einsum(
+            "brhlm,brmhd->brlhd", weights.to(value.dtype), _select(value, plan, num_queries)
+        )
+        return _ungroup(mixed, "token", query)
+
+    keys = _select(key, plan, query.shape[2])
+    values = _select(value, plan, query.shape[2])
+    rows = plan.rows
+    if plan.scales_logits:
+        # The gain of (query frame, key) moves into a copy of the keys for each query frame.
+        rows = "frame"
+        gained = keys * plan.cross_frame_gain
+        keys = torch.where(plan.is_cross_frame[..., None, None], gained, keys)
+        values = values.expand(-1, plan.num_frames, -1, -1, -1)
+    queries = _group(query, rows)
+    num_rows = queries.shape[1]
+    output = scaled_dot_product_attention(
+        queries.flatten(0, 1).transpose(1, 2),
+        keys.flatten(0, 1).transpose(1, 2),
+        values.flatten(0, 1).transpose(1, 2),
+        scale=scale,
+    )
+    output = output.transpose(1, 2)
+    return _ungroup(output.reshape(-1, num_rows, *output.shape[1:]), rows, query)
+
+
+def attention_weights(query: Tensor, key: Tensor, plan: Plan, scale: float) -> Tensor:
+    """softmax(logits) [batch, num_frames, num_heads, num_queries, num_keys], at least float32."""
+    weights = _weights(query, key, plan, scale)
+    num_frames, num_queries = query.shape[1], query.shape[2]
+    if plan.rows == "shared":
+        return weights.squeeze(1).unflatten(2, (num_frames, num_queries)).movedim(2, 1)
+    if plan.rows == "token":
+        return weights.transpose(1, 3)
+    return weights
+
+
+def _weights(query: Tensor, key: Tensor, plan: Plan, scale: float) -> Tensor:
+    """softmax(logits) [batch, num_rows, num_heads, queries of a row, num_keys]."""
+    num_queries = query.shape[2]
+    at_least_float32 = torch.promote_types(query.dtype, torch.float32)
+    keys = _select(key, plan, num_queries).to(at_least_float32)
+    queries = _group(query, plan.rows).to(at_least_float32)
+    logits = torch.einsum("brlhd,brmhd->brhlm", queries, keys) * scale
+    if plan.scales_logits:
+        cross = plan.is_cross_frame
+        if plan.rows == "shared":
+            cross = cross.repeat_interleave(num_queries, dim=0)
+        elif plan.rows == "frame":
+            cross = cross[:, None, None, :]
+        else:
+            cross = cross[:num_queries, None]
+        logits = torch.where(cross, logits * plan.cross_frame_gain, logits)
+    return logits.softmax(-1)
+
+
+def _group(tokens: Tensor, rows: Rows) -> Tensor:
+    """[batch, num_frames, num_tokens, ...] to [batch, num_rows, tokens of a row, ...]."""
+    if rows == "shared":
+        return tokens.flatten(1, 2).unsqueeze(1)
+    return tokens if rows == "frame" else tokens.transpose(1, 2)
+
+
+def _ungroup(grouped: Tensor, rows: Rows, query: Tensor) -> Tensor:
+    """The inverse of `_group`, to the shape of ``query``."""
+    if rows == "shared":
+        return grouped.squeeze(1).unflatten(1, query.shape[1:3])
+    return grouped if rows == "frame" else grouped.transpose(1, 2)
+
+
+def _select(tokens: Tensor, plan: Plan, num_queries: int) -> Tensor:
+    """The plan's keys [batch, num_rows, num_keys, num_heads, head_dim]; views where they can be."""
+    if tokens.dim() == 4:
+        return tokens.unsqueeze(1)
+    num_rows = num_queries if plan.rows == "token" else plan.key_index.shape[0]
+    if plan.own_tokens:
+        return _group(tokens, plan.rows)[:, :num_rows]
+    index = plan.key_index[:num_rows]
+    selected = tokens.flatten(1, 2).index_select(1, index.flatten())
+    return selected.unflatten(1, index.shape)

@@ -1,0 +1,158 @@
+"""The functional operator: checks a call, compiles its plan, and hands it to a backend."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tokenmix_ops import backends
+from tokenmix_ops.backends import Explanation, eager
+from tokenmix_ops.mixing import Mixing, Plan, plan_of
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def token_mix_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    mixing: Mixing | Plan | str,
+    num_prefix_tokens: int = 1,
+    scale: float | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Attention of every frame's queries to the keys that a mixing draws from all frames.
+
+    Args:
+        query: [batch, num_frames, num_queries, num_heads, head_dim]: the first num_queries tokens
+            of each frame, usually all num_tokens.
+        key, value: [batch, num_frames, num_tokens, num_heads, head_dim]; or, if all frames share
+            one key set, the selected tokens alone: [batch, num_keys, num_heads, head_dim], where
+            num_tokens is taken to be num_queries unless ``mixing`` is a plan.
+        mixing: a mixing, its name (``"released"``), or a plan of it.
+        num_prefix_tokens: how many leading tokens of a frame are not patches; a plan knows it.
+        scale: factor of the logits; head_dim ** -0.5 if None.
+        backend: a backend's name; None lets `use_backend`, TOKENMIX_BACKEND, or the automatic
+            choice decide.
+
+    Any strides with a contiguous last dimension, in float16, bfloat16, float32 or float64.
+    Returns the shape of ``query``. An empty batch gives an empty result. Raises ValueError on
+    wrong shapes, strides, devices, dtypes or names, RuntimeError if the requested backend cannot
+    compute the call. Source: Token Mixing (AAAI 2023), Eq. 8 and "Selection Strategy".
+    """
+    query, key, value = _autocast(query), _autocast(key), _autocast(value)
+    plan = _checked(query, key, value, mixing, num_prefix_tokens)
+    chosen = backends.select(query, key, value, plan, backend)
+    return chosen.token_mix_attention(query, key, value, plan, _scale(query, scale))
+
+
+def attention_weights(
+    query: Tensor,
+    key: Tensor,
+    *,
+    mixing: Mixing | Plan | str,
+    num_prefix_tokens: int = 1,
+    scale: float | None = None,
+) -> Tensor:
+    """The softmax weights [batch, num_frames, num_heads, num_queries, num_keys] of the attention.
+
+    Arguments as in `token_mix_attention`; at least float32. For looking at: it holds the whole map
+    in memory, which the operator itself never does.
+    """
+    query, key = _autocast(query), _autocast(key)
+    plan = _checked(query, key, key, mixing, num_prefix_tokens)
+    return eager.attention_weights(query, key, plan, _scale(query, scale))
+
+
+def explain(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mixing: Mixing | Plan | str,
+    *,
+    num_prefix_tokens: int = 1,
+    backend: str | None = None,
+) -> Explanation:
+    """Which backend `token_mix_attention` would use for this call, and why each other would not."""
+    plan = _checked(query, key, value, mixing, num_prefix_tokens)
+    return backends.explain(query, key, value, plan, backend)
+
+
+def _scale(query: Tensor, scale: float | None) -> float:
+    return query.shape[-1] ** -0.5 if scale is None else float(scale)
+
+
+def _autocast(tensor: Tensor) -> Tensor:
+    # What autocast does to PyTorch's own attention: lower the precision, but never of float64.
+    device_type = tensor.device.type
+    possible = torch.amp.is_autocast_available(device_type) and tensor.dtype in DTYPES[:3]
+    if possible and torch.is_autocast_enabled(device_type):
+        return tensor.to(torch.get_autocast_dtype(device_type))
+    return tensor
+
+
+def _checked(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mixing: Mixing | Plan | str,
+    num_prefix_tokens: int,
+) -> Plan:
+    """The plan of a call whose arguments fit together; ValueError names the one that does not."""
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if tensor.dtype not in DTYPES:
+            raise ValueError(
+                f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}"
+            )
+        if tensor.dtype != query.dtype or tensor.device != query.device:
+            raise ValueError(
+                f"{name} must have the dtype and device of query, {query.dtype} on {query.device}, "
+                f"got {tensor.dtype} on {tensor.device}"
+            )
+    if query.dim() != 5 or 0 in query.shape[1:]:
+        raise ValueError(
+            "query must be [batch, num_frames, num_queries, num_heads, head_dim], none but batch "
+            f"of size 0, got {list(query.shape)}"
+        )
+    batch, num_frames, num_queries, num_heads, head_dim = query.shape
+    selected = key.dim() == 4
+    if isinstance(mixing, Plan):
+        plan = mixing
+        if plan.num_frames != num_frames or plan.num_tokens < num_queries:
+            raise ValueError(
+                f"query of {num_frames} frames with {num_queries} queries each does not fit a plan "
+                f"of {plan.num_frames} frames of {plan.num_tokens} tokens"
+            )
+        if plan.key_index.device != query.device:
+            plan = plan_of(
+                plan.mixing, num_frames, plan.num_tokens, plan.num_prefix_tokens, query.device
+            )
+    else:
+        num_tokens = key.shape[2] if key.dim() == 5 else num_queries
+        plan = plan_of(mixing, num_frames, num_tokens, num_prefix_tokens, query.device)
+        if num_queries > num_tokens:
+            raise ValueError(
+                f"query has {num_queries} queries a frame, but key only {num_tokens} tokens a frame"
+            )
+    if selected and plan.rows != "shared":
+        raise ValueError(
+            f"key is already selected (4 dimensions), but {plan.mixing!r} has no key set that all "
+            "frames share; pass [batch, num_frames, num_tokens, num_heads, head_dim]"
+        )
+    if selected:
+        wanted = [batch, plan.num_keys, num_heads, head_dim]
+        names = "[batch, num_keys, num_heads, head_dim]"
+    else:
+        wanted = [batch, num_frames, plan.num_tokens, num_heads, head_dim]
+        names = "[batch, num_frames, num_tokens, num_heads, head_dim]"
+    for name, tensor in (("key", key), ("value", value)):
+        if list(tensor.shape) != wanted:
+            raise ValueError(f"{name} must be {names} = {wanted}, got {list(tensor.shape)}")
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if head_dim > 1 and tensor.stride(-1) != 1 and batch > 0:
+            raise ValueError(
+                f"{name} must be contiguous in its last dimension, got strides "
+                f"{list(tensor.stride())}; call .contiguous() on it"
+            )
+    return plan

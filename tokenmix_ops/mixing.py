@@ -1,0 +1,394 @@
+"""Which tokens a query attends to: mixings, and the plans that they compile to.
+
+A video is ``num_frames`` frames of ``num_tokens`` tokens each; the first ``num_prefix_tokens`` of
+every frame are prefix tokens ([CLS], registers), the others its patches in row-major order. This
+file alone decides which token of which frame sits in which key slot; everything else reads plans.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+Rows = Literal["shared", "frame", "token"]
+"""What a row of key slots belongs to: the whole video, a query's frame, or a query's token."""
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """A rule that names, for every query, the tokens of the video that it attends to.
+
+    Build one by a factory (`paper`, `released`, `spatial`, `adjacent`, `temporal`, `joint`,
+    `from_index`). A mixing is a value: hashable, comparable, ``eval(repr(mixing)) == mixing``,
+    and it survives a round trip through JSON. `plan` compiles it for one video layout.
+    Source: Token Mixing (AAAI 2023), Eq. 3, 4, 8 and Figure 3.
+    """
+
+    kind: str
+    cross_frame_gain: float = 1.0
+    offsets: tuple[int, ...] = ()
+    wrap: bool = False
+    # Tables of `from_index`, as JSON: hashed, compared and guarded by torch.compile as one value.
+    key_index: str = ""
+    key_frame: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in _RULES:
+            raise ValueError(f"unknown mixing kind {self.kind!r}; known: {', '.join(_RULES)}")
+        if not 0.0 <= self.cross_frame_gain < float("inf"):
+            raise ValueError(
+                f"cross_frame_gain must be finite and not negative, got {self.cross_frame_gain!r}"
+            )
+
+    @classmethod
+    def paper(cls, *, cross_frame_gain: float = 1.0) -> Mixing:
+        """Token s of frame ``s mod num_frames``, for every s; num_tokens keys (paper, Eq. 8)."""
+        return cls("paper", cross_frame_gain)
+
+    @classmethod
+    def released(cls, *, cross_frame_gain: float = 0.8) -> Mixing:
+        """All frames' prefix tokens, then patch p of frame ``p mod num_frames``.
+
+        The keys of the authors' published implementation; logits of patches from another frame
+        than the query's are multiplied by ``cross_frame_gain``. num_frames * num_prefix_tokens
+        + (num_tokens - num_prefix_tokens) keys.
+        """
+        return cls("released", cross_frame_gain)
+
+    @classmethod
+    def spatial(cls) -> Mixing:
+        """A query's own frame; num_tokens keys. Plain ViT attention (paper, Eq. 3)."""
+        return cls("spatial")
+
+    @classmethod
+    def adjacent(
+        cls,
+        offsets: Sequence[int] = (-1, 0, 1),
+        *,
+        wrap: bool = False,
+        cross_frame_gain: float = 1.0,
+    ) -> Mixing:
+        """Patch p of frame ``t + offsets[p mod len(offsets)]``, and the own prefix tokens.
+
+        Frames past the ends are clamped to the first and last one, or taken around the ends if
+        ``wrap``. num_tokens keys (paper, Figure 3, tokens from adjacent frames).
+        """
+        try:
+            offsets = tuple(int(offset) for offset in offsets)
+        except TypeError as error:
+            raise ValueError(f"offsets must be a sequence of int, got {offsets!r}") from error
+        if not offsets:
+            raise ValueError("offsets must name at least one frame offset, got ()")
+        return cls("adjacent", cross_frame_gain, offsets=offsets, wrap=bool(wrap))
+
+    @classmethod
+    def temporal(cls, *, cross_frame_gain: float = 1.0) -> Mixing:
+        """Token s of all frames for queries at token s; num_frames keys (paper, Eq. 4)."""
+        return cls("temporal", cross_frame_gain)
+
+    @classmethod
+    def joint(cls, *, cross_frame_gain: float = 1.0) -> Mixing:
+        """All num_frames * num_tokens tokens: joint space-time attention."""
+        return cls("joint", cross_frame_gain)
+
+    @classmethod
+    def from_index(
+        cls,
+        key_index: Tensor | Sequence[Any],
+        key_frame: Tensor | Sequence[Any] | None = None,
+        *,
+        cross_frame_gain: float = 1.0,
+    ) -> Mixing:
+        """Any keys: ``key_index`` holds flat indices ``frame * num_tokens + token``.
+
+        Shape [num_keys] or [1, num_keys] for one key set shared by all frames, or
+        [num_frames, num_keys] for one set a frame. ``key_frame``, of the same shape, is the frame
+        that a key counts as for the gain, -1 for never scaled; without it the frame follows from
+        the index, and prefix tokens get -1. Raises ValueError on other shapes or no keys.
+        """
+        index = _as_table("key_index", key_index)
+        frame = [] if key_frame is None else _as_table("key_frame", key_frame)
+        if frame and _shape(frame) != _shape(index):
+            raise ValueError(
+                f"key_frame must have the shape of key_index, {_shape(index)}, got {_shape(frame)}"
+            )
+        if min(min(row) for row in index) < 0:
+            raise ValueError("key_index must not be negative: frame * num_tokens + token")
+        tables = {"key_index": json.dumps(index), "key_frame": json.dumps(frame) if frame else ""}
+        return cls("from_index", cross_frame_gain, **tables)
+
+    @classmethod
+    def named(cls, mixing: Mixing | str) -> Mixing:
+        """The mixing itself, or the one that a name such as ``"released"`` stands for."""
+        if isinstance(mixing, Mixing):
+            return mixing
+        if mixing in NAMES:
+            return _named(mixing)
+        raise ValueError(
+            f"mixing must be a Mixing or one of {', '.join(map(repr, NAMES))}, got {mixing!r}"
+        )
+
+    def plan(
+        self,
+        num_frames: int,
+        num_tokens: int,
+        num_prefix_tokens: int = 1,
+        device: torch.device | str | None = None,
+    ) -> Plan:
+        """Compiles the mixing for one video layout; cached, so that asking again is free.
+
+        Raises ValueError unless num_frames >= 1 and num_tokens > num_prefix_tokens >= 0, or if an
+        index of `from_index` lies outside the video.
+        """
+        device = torch.device(device if device is not None else "cpu")
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
+        table = _table(self, int(num_frames), int(num_tokens), int(num_prefix_tokens))
+        # Tensors made inside a trace or a functorch transform belong to it and must not be kept.
+        transformed = _get_current_dispatch_mode() or torch._C._functorch.peek_interpreter_stack()
+        return _plan(table, device) if transformed is None else _plan.__wrapped__(table, device)
+
+    def to_json(self) -> str:
+        """The mixing as a JSON object of its kind and the parameters that differ from defaults."""
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        return json.dumps(
+            {f.name: given[f.name] for f in fields(self) if given[f.name] != f.default}
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Mixing:
+        """The mixing that `to_json` wrote; ValueError if the text is not one."""
+        given = json.loads(text)
+        known = {f.name for f in fields(cls)}
+        if not isinstance(given, dict) or "kind" not in given or not set(given) <= known:
+            raise ValueError(f"not a mixing in JSON (an object with 'kind'): {text[:100]}")
+        if "offsets" in given:
+            given["offsets"] = tuple(given["offsets"])
+        return cls(**given)
+
+    def __repr__(self) -> str:
+        given: list[str] = []
+        if self.kind == "adjacent":
+            given += [repr(self.offsets)] + ["wrap=True"] * self.wrap
+        if self.kind == "from_index":
+            given += [table for table in (self.key_index, self.key_frame) if table]
+        if self.cross_frame_gain != (0.8 if self.kind == "released" else 1.0):
+            given += [f"cross_frame_gain={self.cross_frame_gain!r}"]
+        return f"Mixing.{self.kind}({', '.join(given)})"
+
+
+NAMES = ("paper", "released", "spatial", "adjacent", "temporal", "joint")
+"""The mixings that a plain string can name, with their default parameters."""
+
+
+# One object a name: code compiled for a layer then serves every layer of that mixing.
+@lru_cache
+def _named(name: str) -> Mixing:
+    return getattr(Mixing, name)()  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A mixing compiled for one video layout: which token sits in each key slot.
+
+    ``key_index`` int32 [num_rows, num_keys] holds flat token indices ``frame * num_tokens +
+    token``; ``key_frame`` int32 of the same shape the frame a key comes from, -1 for one whose
+    logit is never scaled. The row of query (t, s) is 0, t or s as ``rows`` is "shared", "frame"
+    or "token". Logits of keys from another frame than t are multiplied by ``cross_frame_gain``.
+    """
+
+    mixing: Mixing
+    num_frames: int
+    num_tokens: int
+    num_prefix_tokens: int
+    num_keys: int
+    rows: Rows
+    key_index: Tensor
+    key_frame: Tensor
+    cross_frame_gain: float
+    scales_logits: bool
+    """Whether any query meets a key whose logit the gain changes."""
+    own_tokens: bool
+    """Whether every row names the tokens of its own group (video, frame or token), in order."""
+    injective: bool
+    """Whether no row names a token twice."""
+    is_cross_frame: Tensor
+    """bool, True where the gain applies: [num_frames, num_keys], of query frame t and slot j; or
+    [num_tokens, num_frames, num_keys], of query token s too, if the rows are of tokens."""
+
+
+def plan_of(
+    mixing: Mixing | str,
+    num_frames: int,
+    num_tokens: int,
+    num_prefix_tokens: int,
+    device: torch.device,
+) -> Plan:
+    """`Mixing.plan`, for code that torch.compile traces."""
+    if not torch.compiler.is_compiling():
+        return Mixing.named(mixing).plan(num_frames, num_tokens, num_prefix_tokens, device)
+    # By value: a traced function may have made the mixing itself.
+    if isinstance(mixing, Mixing):
+        values = (
+            mixing.kind,
+            mixing.cross_frame_gain,
+            mixing.offsets,
+            mixing.wrap,
+            mixing.key_index,
+            mixing.key_frame,
+        )
+    else:
+        values = (mixing,)
+    return _constant_plan(values, num_frames, num_tokens, num_prefix_tokens, device)
+
+
+@torch.compiler.assume_constant_result
+def _constant_plan(values: tuple[Any, ...], t: int, s: int, p: int, device: torch.device) -> Plan:
+    mixing = Mixing.named(values[0]) if len(values) == 1 else Mixing(*values)
+    return mixing.plan(t, s, p, device)
+
+
+def _paper(m: Mixing, t: int, s: int, p: int) -> tuple[Rows, list[list[int]]]:
+    return "shared", [[(token % t) * s + token for token in range(s)]]
+
+
+def _released(m: Mixing, t: int, s: int, p: int) -> tuple[Rows, list[list[int]]]:
+    prefixes = [frame * s + token for frame in range(t) for token in range(p)]
+    return "shared", [prefixes + [(patch % t) * s + p + patch for patch in range(s - p)]]
+
+
+def _spatial(m: Mixing, t: int, s: int, p: int) -> tuple[Rows, list[list[int]]]:
+    return "frame", [[frame * s + token for token in range(s)] for frame in range(t)]
+
+
+def _adjacent(m: Mixing, t: int, s: int, p: int) -> tuple[Rows, list[list[int]]]:
+    def source(frame: int, token: int) -> int:
+        if token < p:
+            return frame
+        frame += m.offsets[(token - p) % len(m.offsets)]
+        return frame % t if m.wrap else min(max(frame, 0), t - 1)
+
+    return "frame", [[source(frame, k) * s + k for k in range(s)] for frame in range(t)]
+
+
+def _temporal(m: Mixing, t: int, s: int, p: int) -> tuple[Rows, list[list[int]]]:
+    return "token", [[frame * s + token for frame in range(t)] for token in range(s)]
+
+
+def _joint(m: Mixing, t: int, s: int, p: int) -> tuple[Rows, list[list[int]]]:
+    return "shared", [list(range(t * s))]
+
+
+def _from_index(m: Mixing, t: int, s: int, p: int) -> tuple[Rows, list[list[int]]]:
+    index = json.loads(m.key_index)
+    num_rows = len(index)
+    if num_rows not in (1, t):
+        raise ValueError(
+            f"key_index has {num_rows} rows; it must have one, or num_frames = {t}, one a frame"
+        )
+    largest = max(max(row) for row in index)
+    if largest >= t * s:
+        raise ValueError(
+            f"key_index names token {largest}, but a video of {t} frames of {s} tokens ends at "
+            f"{t * s - 1}"
+        )
+    return "shared" if num_rows == 1 else "frame", index
+
+
+_Rule = Callable[[Mixing, int, int, int], tuple[Rows, list[list[int]]]]
+_RULES: dict[str, _Rule] = {
+    "paper": _paper,
+    "released": _released,
+    "spatial": _spatial,
+    "adjacent": _adjacent,
+    "temporal": _temporal,
+    "joint": _joint,
+    "from_index": _from_index,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class _Table:
+    """A plan before it has a device."""
+
+    key_index: list[list[int]]
+    key_frame: list[list[int]]
+    facts: dict[str, Any]
+
+
+@lru_cache(maxsize=256)
+def _table(mixing: Mixing, t: int, s: int, p: int) -> _Table:
+    if t < 1:
+        raise ValueError(f"num_frames must be at least 1, got {t}")
+    if not 0 <= p < s:
+        raise ValueError(
+            f"num_tokens must exceed num_prefix_tokens, which must not be negative; got "
+            f"num_tokens = {s}, num_prefix_tokens = {p}"
+        )
+    rows, index = _RULES[mixing.kind](mixing, t, s, p)
+    if mixing.key_frame:
+        frame = json.loads(mixing.key_frame)
+    else:
+        frame = [[-1 if key % s < p else key // s for key in row] for row in index]
+    if not all(-1 <= f < t for row in frame for f in row):
+        raise ValueError(f"key_frame must lie in -1..{t - 1} for a video of {t} frames")
+    query_frames = [{r} if rows == "frame" else set(range(t)) for r in range(len(index))]
+    meets_other_frame = any(
+        query_frames[r] - {f} for r, row in enumerate(frame) for f in set(row) - {-1}
+    )
+    own = {"shared": _joint, "frame": _spatial, "token": _temporal}[rows](mixing, t, s, p)[1]
+    facts = dict(
+        mixing=mixing,
+        num_frames=t,
+        num_tokens=s,
+        num_prefix_tokens=p,
+        num_keys=len(index[0]),
+        rows=rows,
+        cross_frame_gain=mixing.cross_frame_gain,
+        scales_logits=mixing.cross_frame_gain != 1.0 and meets_other_frame,
+        own_tokens=index == own,
+        injective=all(len(set(row)) == len(row) for row in index),
+    )
+    return _Table(index, frame, facts)
+
+
+@lru_cache(maxsize=256)
+def _plan(table: _Table, device: torch.device) -> Plan:
+    # Index tensors made in inference mode could not be saved for a later backward.
+    with torch.inference_mode(False):
+        key_index = torch.tensor(table.key_index, dtype=torch.int32, device=device)
+        key_frame = torch.tensor(table.key_frame, dtype=torch.int32, device=device)
+        query_frame = torch.arange(table.facts["num_frames"], device=device).unsqueeze(-1)
+        of_key = key_frame.unsqueeze(1) if table.facts["rows"] == "token" else key_frame
+        is_cross_frame = (of_key != query_frame) & (of_key != -1)
+    return Plan(
+        key_index=key_index, key_frame=key_frame, is_cross_frame=is_cross_frame, **table.facts
+    )
+
+
+def _as_table(name: str, values: Tensor | Sequence[Any]) -> list[list[int]]:
+    if isinstance(values, Tensor):
+        if values.is_floating_point() or values.dtype == torch.bool:
+            raise ValueError(f"{name} must hold integers, got {values.dtype}")
+        values = values.tolist()
+    rows: list[Any] = [list(row) if isinstance(row, (list, tuple)) else row for row in values]
+    if rows and not isinstance(rows[0], list):
+        rows = [rows]
+    regular = rows and rows[0] and all(isinstance(r, list) and len(r) == len(rows[0]) for r in rows)
+    if not regular or any(type(key) is not int for row in rows for key in row):
+        raise ValueError(
+            f"{name} must be integers of shape [num_keys] or [num_frames, num_keys], with at least "
+            f"one key"
+        )
+    return rows
+
+
+def _shape(table: list[list[int]]) -> list[int]:
+    return [len(table), len(table[0])]

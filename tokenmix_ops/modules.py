@@ -1,0 +1,298 @@
+"""Token-mixing attention as a module: projections around the operator, only for tokens in use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from tokenmix_ops.functional import attention_weights, token_mix_attention
+from tokenmix_ops.mixing import Mixing, plan_of
+
+Queries = Literal["all", "prefix"]
+
+
+class Projection(Protocol):
+    """How a module turns tokens into queries, keys and values."""
+
+    def __call__(
+        self, module: nn.Module, tokens: Tensor, num_queries: int, selected: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Projects tokens [batch, num_frames, num_tokens, dim].
+
+        The query is of the first ``num_queries`` tokens of each frame. Key and value are of the
+        flat token indices ``selected``, [batch, num_keys, features], or of all tokens,
+        [batch, num_frames, num_tokens, features].
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class PackedProjection:
+    """One child module whose output is query, key and value side by side."""
+
+    child: str = "qkv"
+
+    def __call__(
+        self, module: nn.Module, tokens: Tensor, num_queries: int, selected: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        qkv = module.get_submodule(self.child)
+        all_queries = num_queries == tokens.shape[2]
+        if (all_queries and selected is None) or not _is_plain_linear(qkv):
+            # A wrapped projection (LoRA, quantised, hooked) is called as it is, on all tokens.
+            query, key, value = qkv(tokens).chunk(3, dim=-1)
+            return query[:, :, :num_queries], key, value
+        return _packed(qkv.weight, qkv.bias, tokens, num_queries, selected)
+
+
+@dataclass(frozen=True)
+class PackedParameters:
+    """A weight [3 * dim, dim] and a bias of the module itself, as in nn.MultiheadAttention."""
+
+    weight: str = "in_proj_weight"
+    bias: str = "in_proj_bias"
+
+    def __call__(
+        self, module: nn.Module, tokens: Tensor, num_queries: int, selected: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        weight, bias = getattr(module, self.weight), getattr(module, self.bias)
+        if num_queries == tokens.shape[2] and selected is None:
+            query, key, value = linear(tokens, weight, bias).chunk(3, dim=-1)
+            return query, key, value
+        return _packed(weight, bias, tokens, num_queries, selected)
+
+
+@dataclass(frozen=True)
+class SeparateProjections:
+    """Three child modules, of query, key and value."""
+
+    query: str = "q_proj"
+    key: str = "k_proj"
+    value: str = "v_proj"
+
+    def __call__(
+        self, module: nn.Module, tokens: Tensor, num_queries: int, selected: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        sources = _sources(tokens, selected)
+        return (
+            module.get_submodule(self.query)(_leading(tokens, num_queries)),
+            module.get_submodule(self.key)(sources),
+            module.get_submodule(self.value)(sources),
+        )
+
+
+class TokenMixing(nn.Module):
+    """What all token-mixing attention layers share: the video's layout and the mixing.
+
+    Subclasses own the projections and call `attend`.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_heads: int,
+        num_frames: int,
+        mixing: Mixing | str,
+        num_prefix_tokens: int,
+        projection: Projection,
+        scale: float | None = None,
+        queries: Queries = "all",
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        if num_frames < 1:
+            raise ValueError(f"num_frames must be at least 1, got {num_frames}")
+        if queries not in ("all", "prefix"):
+            raise ValueError(f"queries must be 'all' or 'prefix', got {queries!r}")
+        if queries == "prefix" and num_prefix_tokens < 1:
+            raise ValueError("queries='prefix' needs num_prefix_tokens >= 1")
+        self.num_heads = num_heads
+        self.num_frames = num_frames
+        self.mixing = Mixing.named(mixing)
+        self.num_prefix_tokens = num_prefix_tokens
+        self.qkv_projection = projection
+        self.scale = scale
+        self.queries: Queries = queries
+        self.backend = backend
+
+    def attend(self, tokens: Tensor, need_weights: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Mixed values [batch, num_frames, num_queries, num_heads * head_dim], heads merged.
+
+        ``tokens``: [batch * num_frames, num_tokens, dim] or [batch, num_frames, num_tokens, dim].
+        The second result is the attention weights [batch, num_frames, num_heads, num_queries,
+        num_keys] if ``need_weights``.
+        """
+        tokens = self._as_video(tokens)
+        num_tokens = tokens.shape[2]
+        plan = plan_of(
+            self.mixing, self.num_frames, num_tokens, self.num_prefix_tokens, tokens.device
+        )
+        num_queries = num_tokens if self.queries == "all" else self.num_prefix_tokens
+        shares_few_keys = plan.rows == "shared" and plan.num_keys < self.num_frames * num_tokens
+        selected = plan.key_index[0] if shares_few_keys else None
+        query, key, value = (
+            self._split_heads(name, projected)
+            for name, projected in zip(
+                ("query", "key", "value"),
+                self.qkv_projection(self, tokens, num_queries, selected),
+                strict=True,
+            )
+        )
+        query, key = self.normalize_query_key(query, key)
+        output = token_mix_attention(
+            query, key, value, mixing=plan, scale=self.scale, backend=self.backend
+        )
+        weights = (
+            attention_weights(query, key, mixing=plan, scale=self.scale) if need_weights else None
+        )
+        return output.flatten(-2), weights
+
+    def normalize_query_key(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Hook for layers that normalise each head's queries and keys."""
+        return query, key
+
+    def extra_repr(self) -> str:
+        shown = f"num_heads={self.num_heads}, num_frames={self.num_frames}, mixing={self.mixing!r}"
+        return shown + f", num_prefix_tokens={self.num_prefix_tokens}"
+
+    def _as_video(self, tokens: Tensor) -> Tensor:
+        if tokens.dim() == 3 and tokens.shape[0] % self.num_frames == 0:
+            return (
+                tokens.unflatten(0, (-1, self.num_frames))
+                if tokens.shape[0]
+                else (tokens.reshape(0, self.num_frames, *tokens.shape[1:]))
+            )
+        if tokens.dim() == 4 and tokens.shape[1] == self.num_frames:
+            return tokens
+        raise ValueError(
+            "tokens must be [batch * num_frames, num_tokens, dim] or [batch, num_frames, "
+            f"num_tokens, dim] with num_frames = {self.num_frames}, got {list(tokens.shape)}; "
+            "tokenmix_ops.set_num_frames changes it"
+        )
+
+    def _split_heads(self, name: str, projected: Tensor) -> Tensor:
+        if projected.shape[-1] % self.num_heads:
+            raise ValueError(
+                f"{name} has {projected.shape[-1]} features, not a multiple of num_heads = "
+                f"{self.num_heads}"
+            )
+        return projected.unflatten(-1, (self.num_heads, -1))
+
+
+class TokenMixAttention(TokenMixing):
+    """Multi-head self-attention over a video in which every frame attends to mixed tokens.
+
+    A drop-in for a ViT's attention layer: [batch * num_frames, num_tokens, dim] or [batch,
+    num_frames, num_tokens, dim] in, the same shape out, and no parameters but ``qkv`` and
+    ``proj``. Where the mixing shares its keys, only the selected tokens are projected to them.
+    Source: Token Mixing (AAAI 2023).
+
+    Args:
+        dim: features of a token, a multiple of ``num_heads``.
+        num_heads: attention heads.
+        num_frames: frames of a video; `set_num_frames` changes it later.
+        mixing: a `Mixing` or a name of one.
+        num_prefix_tokens: leading tokens of a frame that are not patches.
+        qkv_bias, proj_bias: whether the projections have a bias.
+        queries: "prefix" computes only the prefix tokens' rows, for readers that use nothing else:
+            [..., num_prefix_tokens, dim] out.
+        backend: a backend's name, or None for the usual choice.
+
+    Raises ValueError on inconsistent sizes or unknown names.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        num_frames: int,
+        mixing: Mixing | str = "released",
+        *,
+        num_prefix_tokens: int = 1,
+        qkv_bias: bool = True,
+        proj_bias: bool = True,
+        queries: Queries = "all",
+        backend: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if num_heads < 1 or dim % num_heads:
+            raise ValueError(f"dim = {dim} must be a multiple of num_heads = {num_heads}")
+        super().__init__(
+            num_heads=num_heads,
+            num_frames=num_frames,
+            mixing=mixing,
+            num_prefix_tokens=num_prefix_tokens,
+            projection=PackedProjection("qkv"),
+            queries=queries,
+            backend=backend,
+        )
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, device=device, dtype=dtype)
+        self.proj = nn.Linear(dim, dim, bias=proj_bias, device=device, dtype=dtype)
+
+    def forward(self, tokens: Tensor, need_weights: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """Attention over the video; with ``need_weights`` also the maps of `attend`."""
+        mixed, weights = self.attend(tokens, need_weights)
+        output = self.proj(mixed)
+        output = output.flatten(0, 1) if tokens.dim() == 3 else output
+        return output if weights is None else (output, weights)
+
+
+def set_num_frames(model: nn.Module, num_frames: int) -> nn.Module:
+    """Sets the frames of a video in every token-mixing layer of ``model``; returns the model.
+
+    Raises ValueError if num_frames < 1 or no layer mixes.
+    """
+    if num_frames < 1:
+        raise ValueError(f"num_frames must be at least 1, got {num_frames}")
+    layers = [module for module in model.modules() if isinstance(module, TokenMixing)]
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no token-mixing layer; call mix_tokens first")
+    for layer in layers:
+        layer.num_frames = num_frames
+    return model
+
+
+def _packed(
+    weight: Tensor, bias: Tensor | None, tokens: Tensor, num_queries: int, selected: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    third = weight.shape[0] // 3
+    query_weight, key_value_weight = weight.split((third, 2 * third))
+    query_bias, key_value_bias = (None, None) if bias is None else bias.split((third, 2 * third))
+    query = linear(_leading(tokens, num_queries), query_weight, query_bias)
+    key, value = linear(_sources(tokens, selected), key_value_weight, key_value_bias).chunk(
+        2, dim=-1
+    )
+    return query, key, value
+
+
+def _leading(tokens: Tensor, num_queries: int) -> Tensor:
+    return tokens if num_queries == tokens.shape[2] else tokens[:, :, :num_queries]
+
+
+def _sources(tokens: Tensor, selected: Tensor | None) -> Tensor:
+    return tokens if selected is None else tokens.flatten(1, 2).index_select(1, selected)
+
+
+def _is_plain_linear(module: nn.Module) -> bool:
+    """Whether reading the weight gives what calling the module would."""
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+        nn.modules.module._global_forward_hooks,
+        nn.modules.module._global_forward_pre_hooks,
+        nn.modules.module._global_backward_hooks,
+        nn.modules.module._global_backward_pre_hooks,
+    )
+    return (
+        type(module) is nn.Linear
+        and not any(hooks)
+        and "forward" not in vars(module)
+        and not is_traceable_wrapper_subclass(module.weight)
+    )

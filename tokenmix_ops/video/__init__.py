@@ -1,0 +1,45 @@
+"""The thin video-language stack around the attention; needs the ``video`` extra.
+
+Names are imported when first used, so that one part does not drag in another's dependencies.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tokenmix_ops.video.data.clips import ClipError, normalize_clip, read_clip
+    from tokenmix_ops.video.encoder import VideoEncoder, VideoEncoding, blip_vision_config
+
+__all__ = [
+    "ClipError",
+    "VideoEncoder",
+    "VideoEncoding",
+    "blip_vision_config",
+    "normalize_clip",
+    "read_clip",
+]
+
+_HOMES = {
+    "ClipError": "tokenmix_ops.video.data.clips",
+    "VideoEncoder": "tokenmix_ops.video.encoder",
+    "VideoEncoding": "tokenmix_ops.video.encoder",
+    "blip_vision_config": "tokenmix_ops.video.encoder",
+    "normalize_clip": "tokenmix_ops.video.data.clips",
+    "read_clip": "tokenmix_ops.video.data.clips",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("tokenmix_ops"):
+            raise
+        raise ModuleNotFoundError(
+            f"tokenmix_ops.video.{name} needs {error.name!r}: pip install 'tokenmix_ops[video]'",
+            name=error.name,
+        ) from error

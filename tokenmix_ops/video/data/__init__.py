@@ -1,0 +1,1 @@
+"""Video data: files to tensors, and the small world of moving shapes."""
