@@ -28,16 +28,6 @@ def _poisoned_memory():
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.fixture(
-    params=[
-        "cpu",
-        pytest.param(
-            "cuda",
-            marks=pytest.mark.skipif(
-                not torch.cuda.is_available(), reason="PyTorch sees no CUDA device"
-            ),
-        ),
-    ]
-)
+@pytest.fixture(params=["cpu"] + ["cuda"] * torch.cuda.is_available())
 def device(request):
     return request.param

@@ -69,9 +69,12 @@ class VisionFamily:
 
 
 _HF = "transformers.models"
-_separate = SeparateProjections("q_proj", "k_proj", "v_proj")
-_vit = dict(
-    output=("o_proj",),
+_VIT = VisionFamily(
+    "transformers ViT",
+    (f"{_HF}.vit.modeling_vit.ViTModel",),
+    f"{_HF}.vit.modeling_vit.ViTAttention",
+    SeparateProjections(),
+    ("o_proj",),
     num_heads="num_attention_heads",
     scale="scaling",
     attention_dropout="attention_dropout",
@@ -86,12 +89,11 @@ def _dinov2(
     name: str, module: str, prefix: str, num_prefix_tokens: int | Callable[[nn.Module], int]
 ) -> list[VisionFamily]:
     path = f"{_HF}.{module}.modeling_{module}.{prefix}"
-    current = VisionFamily(
-        f"transformers {name}",
-        (f"{path}Model", f"{path}Backbone"),
-        f"{path}Attention",
-        _separate,
-        **_vit,
+    current = replace(
+        _VIT,
+        name=f"transformers {name}",
+        towers=(f"{path}Model", f"{path}Backbone"),
+        attention=f"{path}Attention",
         num_prefix_tokens=num_prefix_tokens,
     )
     # Up to transformers 5.17 an inner layer attends and its parent projects the output.
@@ -129,7 +131,7 @@ FAMILIES: list[VisionFamily] = [
             f"{_HF}.clip.modeling_clip.CLIPVisionTransformer",
         ),
         f"{_HF}.clip.modeling_clip.CLIPAttention",
-        _separate,
+        SeparateProjections(),
         ("out_proj",),
     ),
     VisionFamily(
@@ -139,17 +141,11 @@ FAMILIES: list[VisionFamily] = [
             f"{_HF}.siglip.modeling_siglip.SiglipVisionTransformer",
         ),
         f"{_HF}.siglip.modeling_siglip.SiglipAttention",
-        _separate,
+        SeparateProjections(),
         ("out_proj",),
         num_prefix_tokens=0,
     ),
-    VisionFamily(
-        "transformers ViT",
-        (f"{_HF}.vit.modeling_vit.ViTModel",),
-        f"{_HF}.vit.modeling_vit.ViTAttention",
-        _separate,
-        **_vit,
-    ),
+    _VIT,
     *_dinov2("DINOv2", "dinov2", "Dinov2", 1),
     *_dinov2("DINOv2 with registers", "dinov2_with_registers", "Dinov2WithRegisters", _registers),
     VisionFamily(

@@ -121,8 +121,12 @@ class Mixing:
             )
         if min(min(row) for row in index) < 0:
             raise ValueError("key_index must not be negative: frame * num_tokens + token")
-        tables = {"key_index": json.dumps(index), "key_frame": json.dumps(frame) if frame else ""}
-        return cls("from_index", cross_frame_gain, **tables)
+        return cls(
+            "from_index",
+            cross_frame_gain,
+            key_index=json.dumps(index),
+            key_frame=json.dumps(frame) if frame else "",
+        )
 
     @classmethod
     def named(cls, mixing: Mixing | str) -> Mixing:
@@ -191,7 +195,7 @@ NAMES = ("paper", "released", "spatial", "adjacent", "temporal", "joint")
 # One object a name: code compiled for a layer then serves every layer of that mixing.
 @lru_cache
 def _named(name: str) -> Mixing:
-    return getattr(Mixing, name)()  # type: ignore[no-any-return]
+    return getattr(Mixing, name)()
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,6 +239,7 @@ def plan_of(
     if not torch.compiler.is_compiling():
         return Mixing.named(mixing).plan(num_frames, num_tokens, num_prefix_tokens, device)
     # By value: a traced function may have made the mixing itself.
+    values: tuple[Any, ...] = (mixing,)
     if isinstance(mixing, Mixing):
         values = (
             mixing.kind,
@@ -244,8 +249,6 @@ def plan_of(
             mixing.key_index,
             mixing.key_frame,
         )
-    else:
-        values = (mixing,)
     return _constant_plan(values, num_frames, num_tokens, num_prefix_tokens, device)
 
 

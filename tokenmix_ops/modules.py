@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,7 @@ class PackedProjection:
     def __call__(
         self, module: nn.Module, tokens: Tensor, num_queries: int, selected: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        qkv = module.get_submodule(self.child)
+        qkv: Any = module.get_submodule(self.child)
         all_queries = num_queries == tokens.shape[2]
         if (all_queries and selected is None) or not _is_plain_linear(qkv):
             # A wrapped projection (LoRA, quantised, hooked) is called as it is, on all tokens.
@@ -260,9 +260,9 @@ def set_num_frames(model: nn.Module, num_frames: int) -> nn.Module:
 def _packed(
     weight: Tensor, bias: Tensor | None, tokens: Tensor, num_queries: int, selected: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    third = weight.shape[0] // 3
-    query_weight, key_value_weight = weight.split((third, 2 * third))
-    query_bias, key_value_bias = (None, None) if bias is None else bias.split((third, 2 * third))
+    sizes = [weight.shape[0] // 3, weight.shape[0] // 3 * 2]
+    query_weight, key_value_weight = torch.split(weight, sizes)
+    query_bias, key_value_bias = (None, None) if bias is None else torch.split(bias, sizes)
     query = linear(_leading(tokens, num_queries), query_weight, query_bias)
     key, value = linear(_sources(tokens, selected), key_value_weight, key_value_bias).chunk(
         2, dim=-1
@@ -278,7 +278,7 @@ def _sources(tokens: Tensor, selected: Tensor | None) -> Tensor:
     return tokens if selected is None else tokens.flatten(1, 2).index_select(1, selected)
 
 
-def _is_plain_linear(module: nn.Module) -> bool:
+def _is_plain_linear(module: Any) -> bool:
     """Whether reading the weight gives what calling the module would."""
     hooks = (
         module._forward_hooks,

@@ -188,9 +188,12 @@ def test_frame_indices(n, k, seed):
     drawn = frame_indices(n, k, "random", torch.Generator().manual_seed(seed))
     assert drawn == frame_indices(n, k, "random", torch.Generator().manual_seed(seed))
     if n < k:
-        assert drawn == uniform and set(drawn) == set(range(n))
+        assert drawn == uniform
+        assert set(drawn) == set(range(n))
     else:
-        assert len(set(drawn)) == k and drawn == sorted(drawn) and 0 <= drawn[0] <= drawn[-1] < n
+        assert len(set(drawn)) == k
+        assert drawn == sorted(drawn)
+        assert 0 <= drawn[0] <= drawn[-1] < n
 
 
 def test_random_indices_reach_every_frame():
@@ -280,7 +283,7 @@ def test_recording_that_begins_between_keyframes(tmp_path, suffix, encoder, skip
     assert_all_same(write_video(tmp_path / f"a{suffix}", encoder, options, skip=skip))
 
 
-@pytest.mark.parametrize("suffix, encoder", [(".mp4", "libx264"), (".avi", "mpeg4")])
+@pytest.mark.parametrize(("suffix", "encoder"), [(".mp4", "libx264"), (".avi", "mpeg4")])
 def test_odd_size(tmp_path, suffix, encoder):
     path = write_video(
         tmp_path / f"a{suffix}",
@@ -301,7 +304,8 @@ def test_size_is_square_or_height_and_width(videos):
     assert read_clip(videos("h264"), 2, 40).shape == (2, 3, 40, 40)
     clip = read_clip(str(videos("h264")), 2, (16, 24))
     assert clip.shape == (2, 3, 16, 24)
-    assert clip.min() >= 0 and clip.max() <= 1
+    assert clip.min() >= 0
+    assert clip.max() <= 1
 
 
 def test_default_generator_is_the_global_one(videos):
@@ -340,7 +344,7 @@ def write_streams(path: Path, *streams: tuple[str, int, int, int]) -> Path:
     return path
 
 
-@pytest.mark.parametrize("default, length", [(0, 6), (Disposition.default, 5)])
+@pytest.mark.parametrize(("default", "length"), [(0, 6), (Disposition.default, 5)])
 def test_reads_the_default_stream_then_the_largest(tmp_path, default, length):
     path = write_streams(tmp_path / "a.mkv", ("libx264", 64, 5, default), ("libx264", 128, 6, 0))
     alone = write_streams(tmp_path / "b.mkv", ("libx264", (64, 128)[length - 5], length, 0))
@@ -467,7 +471,7 @@ def test_jpeg_orientation(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
+    ("arguments", "message"),
     [
         ({"num_frames": 0}, "num_frames is 0, it must be at least 1"),
         ({"sampling": "first"}, "sampling is 'first', it must be 'uniform' or 'random'"),

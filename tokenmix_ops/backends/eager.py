@@ -111,6 +111,5 @@ def _select(tokens: Tensor, plan: Plan, num_queries: int) -> Tensor:
     num_rows = num_queries if plan.rows == "token" else plan.key_index.shape[0]
     if plan.own_tokens:
         return _group(tokens, plan.rows)[:, :num_rows]
-    index = plan.key_index[:num_rows]
-    selected = tokens.flatten(1, 2).index_select(1, index.flatten())
-    return selected.unflatten(1, index.shape)
+    # Indexing reads rows where they lie; index_select would first make views contiguous.
+    return tokens.flatten(1, 2)[:, plan.key_index[:num_rows]]

@@ -182,11 +182,11 @@ class VideoEncoder(nn.Module):
 
     def _load(self, weights: Mapping[str, Tensor], source: str) -> None:
         """Loads the vision model's weights, position embeddings resized to its grid."""
-        grid = self.config.image_size // self.config.patch_size
+        own = self.vision_model.state_dict()
         weights = dict(weights)
         name = "embeddings.position_embedding"
+        grid = round((own[name].shape[1] - 1) ** 0.5)
         weights[name] = resize_position_embedding(weights[name], grid)
-        own = self.vision_model.state_dict()
         wrong = [
             f"{name}: {list(weights[name].shape)} instead of {list(own[name].shape)}"
             for name in sorted(own.keys() & weights.keys())

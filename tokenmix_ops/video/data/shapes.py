@@ -168,7 +168,8 @@ def write_world(
     videos_folder.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(seed)
     scenes = sample_scenes(num_videos, num_frames, generator)
-    videos, sentences = [], []
+    videos: list[dict[str, object]] = []
+    sentences: list[dict[str, object]] = []
     for index in range(num_videos):
         one = Scenes(**{name: value[index : index + 1] for name, value in vars(scenes).items()})
         write_video(videos_folder / f"video{index}.mp4", render(one, size)[0], fps)
