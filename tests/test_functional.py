@@ -1,4 +1,4 @@
-"""The operator against the oracle: every case, dtype and backend, and the properties it must have."""
+"""The operator against the oracle: every case, dtype and backend; and its properties."""
 
 import math
 
