@@ -1,0 +1,1 @@
+"""Benchmarks: contenders are timed side by side, rows of data are written, tables rendered."""

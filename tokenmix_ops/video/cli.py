@@ -1,0 +1,185 @@
+"""The command ``tokenmix``: each subcommand parses its arguments and calls one function."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import sys
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.progress import Progress
+from tyro.extras import SubcommandApp
+
+# Commands import what they need when they run, so that --help is quick.
+app = SubcommandApp()
+data = SubcommandApp()
+app.command(data, name="data", help="Makes and checks video data.")
+
+
+@app.command
+def demo(
+    out: Path = Path("demo_out"),
+    videos: Path | None = None,
+    steps: int = 600,
+    clips: int = 256,
+    rounds: int = 9,
+    json: bool = False,
+) -> None:
+    """Shows in a few minutes what token mixing does that plain attention cannot.
+
+    Nothing is downloaded. Writes and reads video files, compares a clip with its reverse, trains
+    two small towers to tell the direction of motion, times an attention layer, draws a picture.
+
+    Example: tokenmix demo --videos ~/my_videos
+
+    Args:
+        out: folder for the picture demo.png, the figures demo.json and the clips.
+        videos: a folder of your own videos, in place of generated ones; nothing is trained then.
+        steps: training steps of each tower.
+        clips: how many video files to write and to test on.
+        rounds: how often each layer is timed.
+        json: print the figures as JSON, and progress on standard error.
+    """
+    from tokenmix_ops.video import demo as demonstration
+
+    figures = demonstration.run(
+        out,
+        videos,
+        steps=steps,
+        clips=clips,
+        rounds=rounds,
+        console=Console(stderr=json, highlight=False),
+    )
+    if json:
+        print(jsonlib.dumps(figures))
+
+
+@app.command
+def explain(json: bool = False) -> None:
+    """Lists the backends on this machine, and why others cannot run.
+
+    Example: tokenmix explain --json
+
+    Args:
+        json: print JSON, reasons by backend; null where a backend can run.
+    """
+    import torch
+
+    from tokenmix_ops import __version__, backends
+
+    report = backends.machine_report()
+    if json:
+        print(jsonlib.dumps(report))
+        return
+    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
+    print(f"tokenmix_ops {__version__}, PyTorch {torch.__version__}, {cuda}")
+    for name, reason in report.items():
+        print(f"  {name}: {reason or 'can run'}")
+    print("For one call: tokenmix_ops.explain(query, key, value, mixing)")
+
+
+@app.command
+def bench(
+    suite: Literal["layer"] = "layer",
+    rounds: int = 21,
+    results: Path = Path("results"),
+    readme: Path = Path("README.md"),
+    check: bool = False,
+    json: bool = False,
+) -> None:
+    """Times attention layers side by side; writes rows of data and renders the tables.
+
+    Example: tokenmix bench --suite layer --rounds 21
+
+    Args:
+        suite: what to measure: layer, a whole attention layer against its peers.
+        rounds: how often each contender runs; all run in turn in every round.
+        results: folder of the rows of data, JSON lines, one file for each suite and device.
+        readme: file whose rendered blocks are brought up to date, if it is there.
+        check: measure nothing; fail if the rendered blocks differ from the rows of data.
+        json: print the rows as JSON lines.
+    """
+    from tokenmix_ops.bench import render, suites
+
+    if check:
+        if render.rendered(readme.read_text(), results) != readme.read_text():
+            raise ValueError(f"{readme} differs from the rows in {results}; run tokenmix bench")
+        return
+    if rounds < 1:
+        raise ValueError(f"rounds must be at least 1, got {rounds}")
+    with Progress(console=Console(stderr=True)) as bars:
+        task = bars.add_task(f"suite {suite}, rounds", total=2 * rounds)
+        rows = suites.SUITES[suite](rounds, lambda done, _: bars.update(task, completed=done))
+    path = results / f"{suite}-{rows[0]['device']}.jsonl"
+    render.write_rows(path, rows)
+    if readme.exists():
+        readme.write_text(render.rendered(readme.read_text(), results))
+    if json:
+        print("\n".join(map(jsonlib.dumps, rows)))
+    else:
+        Console().print(Markdown(render.TABLES[suite](rows)))
+        print(f"rows: {path}")
+
+
+@data.command
+def shapes(
+    out: tyro.conf.Positional[Path],
+    videos: int = 64,
+    seed: int = 0,
+    frames: int = 8,
+    size: int = 112,
+    fps: int = 4,
+) -> None:
+    """Writes the small video world: clips of moving shapes with captions.
+
+    H.264 files in OUT/videos and MSR-VTT-style OUT/annotations.json; the same seed gives the same
+    files.
+
+    Example: tokenmix data shapes world --videos 200 --seed 1
+
+    Args:
+        out: folder to write into.
+        videos: how many clips.
+        seed: what the clips are drawn from.
+        frames: frames of a clip.
+        size: side of the square picture in pixels, even.
+        fps: frames a second.
+    """
+    from tokenmix_ops.video.data.shapes import write_world
+
+    with Progress(console=Console(stderr=True)) as bars:
+        task = bars.add_task("writing clips", total=videos)
+        path = write_world(
+            out,
+            videos,
+            seed=seed,
+            num_frames=frames,
+            size=size,
+            fps=fps,
+            progress=lambda done: bars.update(task, completed=done),
+        )
+    print(path)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command; an error the user can mend is one sentence and exit status 1."""
+    config = (tyro.conf.FlagCreatePairsOff,)
+    try:
+        app.cli(
+            prog="tokenmix",
+            args=arguments,
+            config=config,
+            description="Token-mixing attention for video transformers.",
+        )
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.exit(f"tokenmix: {error}")
+    except KeyboardInterrupt:
+        print("tokenmix: stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

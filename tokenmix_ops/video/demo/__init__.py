@@ -1,0 +1,238 @@
+"""The demo: what token mixing does that plain attention cannot, from video files, in minutes.
+
+(a) clips are written and read back; (b) a clip and its reverse are encoded; (c) two copies of a
+small tower learn the direction of motion; (d) one attention layer is timed; (e) a picture shows it.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from torch import Tensor
+
+from tokenmix_ops.bench.layers import TITLES, contenders
+from tokenmix_ops.bench.measure import Timings, environment, ratio
+from tokenmix_ops.bench.suites import layer_timings
+from tokenmix_ops.video.data.clips import ClipError, normalize_clip
+from tokenmix_ops.video.data.shapes import MOTIONS, render, sample_scenes, write_world
+from tokenmix_ops.video.demo import motion
+from tokenmix_ops.video.demo.picture import draw
+
+SUFFIXES = {".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv"}
+CHANCE, WANTED = 0.25, 0.80
+
+
+class DemoError(RuntimeError):
+    """The demo cannot go on, or did not show what it must; the text says which."""
+
+
+def run(
+    out: Path, videos: Path | None, *, steps: int, clips: int, rounds: int, console: Console
+) -> dict[str, Any]:
+    """Runs the demo and returns its figures, also written to ``out``/demo.json.
+
+    With ``videos``, a folder, (a), (b) and (d) run on its files and (c) is left out. Raises
+    DemoError if no clip can be read or, in (c), mixing does not reach 80 %.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    figures: dict[str, Any] = {"environment": environment()}
+    if videos is None:
+        paths, labels = _write_clips(out / "world", clips, console)
+    else:
+        paths, labels = _find_videos(videos), None
+    pixels, paths, unreadable = _read_clips(paths, console)
+    figures["clips"] = {"read": len(paths), "unreadable": unreadable}
+    if labels is not None:
+        figures["clips"]["psnr_db"] = _fidelity(pixels, len(labels), console)
+    figures["reversal"] = _compare_reversed(pixels, console)
+    curves: dict[str, list[float]] = {}
+    predictions: dict[str, Tensor] = {}
+    if labels is not None:
+        curves = _train(steps, pixels, predictions, console)
+        figures["accuracy"] = _accuracies(predictions, labels, console)
+        figures["loss"] = {name: curve[-1] for name, curve in curves.items()}
+    timings = _time_layer(rounds, console)
+    figures["layer_ms"] = {
+        name: {c: round(1e3 * median(s), 2) for c, s in of_pass.items()}
+        for name, of_pass in timings.items()
+    }
+    picture = draw(out / "demo.png", pixels, labels, predictions, curves, timings)
+    (out / "demo.json").write_text(json.dumps(figures, indent=1))
+    console.print(f"(e) picture: {picture}   figures: {out / 'demo.json'}")
+    if labels is not None and figures["accuracy"]["released"] <= WANTED:
+        raise DemoError(
+            f"token mixing reached {figures['accuracy']['released']:.0%}, not more than "
+            f"{WANTED:.0%}; train longer with --steps (now {steps})"
+        )
+    return figures
+
+
+def _bars(console: Console) -> Progress:
+    return Progress(
+        TextColumn("    {task.description:<34}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[note]}"),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+def _write_clips(folder: Path, clips: int, console: Console) -> tuple[list[Path], Tensor]:
+    console.print("[bold](a) Video files[/bold]: coloured shapes that move left, right, up or down")
+    with _bars(console) as bars:
+        task = bars.add_task("writing H.264 files", total=clips, note="")
+        annotations = write_world(
+            folder,
+            clips,
+            seed=2023,
+            num_frames=motion.NUM_FRAMES,
+            progress=lambda done: bars.update(task, completed=done),
+        )
+    videos = json.loads(annotations.read_text())["videos"]
+    labels = torch.tensor([MOTIONS.index(video["category"]) for video in videos])
+    return [folder / "videos" / f"{video['video_id']}.mp4" for video in videos], labels
+
+
+def _find_videos(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise DemoError(f"{folder} is not a folder of videos")
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise DemoError(f"{folder} holds no video file ({', '.join(sorted(SUFFIXES))})")
+    return paths
+
+
+def _read_clips(paths: list[Path], console: Console) -> tuple[Tensor, list[Path], dict[str, str]]:
+    clips, readable, unreadable = [], [], {}
+    with _bars(console) as bars:
+        task = bars.add_task(
+            f"reading {motion.NUM_FRAMES} frames of each", total=len(paths), note=""
+        )
+        for path in paths:
+            try:
+                clips.append(motion.read([path])[0])
+                readable.append(path)
+            except ClipError as error:
+                unreadable[str(path)] = str(error)
+                console.print(f"    left out: {error}")
+            bars.advance(task)
+    if not clips:
+        raise DemoError("none of the videos can be read")
+    return torch.stack(clips), readable, unreadable
+
+
+def _fidelity(pixels: Tensor, count: int, console: Console) -> float:
+    generator = torch.Generator().manual_seed(2023)
+    rendered = render(sample_scenes(count, motion.NUM_FRAMES, generator), motion.IMAGE_SIZE)
+    psnr = float(-10 * (pixels - rendered).square().mean().log10())
+    console.print(f"    files against the pictures that went into them: {psnr:.1f} dB")
+    return round(psnr, 2)
+
+
+def _compare_reversed(pixels: Tensor, console: Console) -> dict[str, Any]:
+    """Pooled embeddings of clips and of their reverses, from towers with the same weights."""
+    console.print("[bold](b) A clip and its reverse[/bold], same random weights in both towers")
+    table = Table("tower", "frame embeddings", "pooled embedding differs by", box=None)
+    clips = normalize_clip(pixels[:16])
+    figures = {}
+    for name in ("spatial", "released"):
+        encoder = motion.build(name).encoder.eval()
+        with torch.no_grad():
+            forwards, backwards = encoder(clips), encoder(clips.flip(1))
+        same = torch.equal(forwards.tokens, backwards.tokens.flip(1))
+        difference = (forwards.pooled - backwards.pooled).norm(dim=-1)
+        relative = float((difference / forwards.pooled.norm(dim=-1)).mean())
+        figures[name] = {"frames_equal": same, "pooled_relative_difference": relative}
+        table.add_row(
+            f"    {name}",
+            "bit for bit the same" if same else "depend on the order",
+            f"{relative:.1e} of its length",
+        )
+    console.print(table)
+    return figures
+
+
+def _train(
+    steps: int, pixels: Tensor, predictions: dict[str, Tensor], console: Console
+) -> dict[str, list[float]]:
+    """Trains both towers side by side, one thread each; fills in their ``predictions``."""
+    console.print(
+        f"[bold](c) Learning the direction of motion[/bold] in {steps} batches of "
+        f"{motion.BATCH} clips"
+    )
+    names = ("spatial", "released")
+    models = {name: motion.build(name) for name in names}
+    stopped = threading.Event()
+    threads = torch.get_num_threads()
+
+    def one(name: str) -> list[float]:
+        torch.set_num_threads(max(1, threads // len(names)))
+
+        def report(done: int, loss: float) -> None:
+            if stopped.is_set():
+                raise DemoError("stopped")
+            bars.update(tasks[name], completed=done, note=f"loss {loss:.2f}")
+
+        return motion.train(models[name], steps, progress=report)
+
+    with _bars(console) as bars, ThreadPoolExecutor(len(names)) as pool:
+        tasks = {name: bars.add_task(f"{name} tower", total=steps, note="") for name in names}
+        futures = {name: pool.submit(one, name) for name in names}
+        try:
+            curves = {name: future.result() for name, future in futures.items()}
+        finally:
+            # On Ctrl-C or an error in one thread the other must end too.
+            stopped.set()
+    torch.set_num_threads(threads)
+    for name, model in models.items():
+        predictions[name] = motion.predict(model, pixels)
+    return curves
+
+
+def _accuracies(
+    predictions: dict[str, Tensor], labels: Tensor, console: Console
+) -> dict[str, float]:
+    table = Table("tower", "accuracy on the files", "", box=None)
+    remarks = {
+        "spatial": f"chance is {CHANCE:.0%}",
+        "released": "the same parameters",
+    }
+    accuracies = {}
+    for name, predicted in predictions.items():
+        accuracies[name] = float((predicted == labels).float().mean())
+        table.add_row(f"    {name}", f"{accuracies[name]:.1%} of {len(labels)}", remarks[name])
+    console.print(table)
+    return accuracies
+
+
+def _time_layer(rounds: int, console: Console) -> dict[str, Timings]:
+    console.print(
+        "[bold](d) One attention layer[/bold] of BLIP ViT-B/16, its projections included"
+    )
+    with _bars(console) as bars:
+        task = bars.add_task("rounds", total=2 * rounds, note="")
+        timings = layer_timings(
+            contenders(768, 12, 8),
+            batch=2,
+            num_frames=8,
+            num_tokens=197,
+            dim=768,
+            rounds=rounds,
+            progress=lambda done, total: bars.update(task, completed=done),
+        )
+    table = Table("layer", *timings, "against plain SDPA", box=None)
+    for name in timings["forward"]:
+        times = [f"{1e3 * median(of_pass[name]):.0f} ms" for of_pass in timings.values()]
+        speed = [ratio(of_pass, "spatial_sdpa", name)[0] for of_pass in timings.values()]
+        table.add_row(f"    {TITLES[name]}", *times, " / ".join(f"{s:.2f}×" for s in speed))
+    console.print(table)
+    return timings
