@@ -85,6 +85,10 @@ def _registers(tower: nn.Module) -> int:
     return 1 + int(tower.config.num_register_tokens)  # type: ignore[union-attr, arg-type]
 
 
+def _of_tower(tower: nn.Module) -> int:
+    return int(tower.num_prefix_tokens)  # type: ignore[arg-type]
+
+
 def _dinov2(
     name: str, module: str, prefix: str, num_prefix_tokens: int | Callable[[nn.Module], int]
 ) -> list[VisionFamily]:
@@ -157,7 +161,7 @@ FAMILIES: list[VisionFamily] = [
         attention_dropout="attn_drop",
         query_norm="q_norm",
         key_norm="k_norm",
-        num_prefix_tokens=lambda tower: int(tower.num_prefix_tokens),  # type: ignore[arg-type]
+        num_prefix_tokens=_of_tower,
         returns_tuple=False,
         refuses=("gate",),
     ),
@@ -178,9 +182,9 @@ FAMILIES: list[VisionFamily] = [
 class ConvertedAttention(TokenMixing):
     """An attention layer of an image ViT that mixes tokens, on the layer's own parameters.
 
-    It holds the children and parameters of the original under the same names, so that state dicts
-    stay the same, and the original itself for `unmix_tokens`. The frames of a video must follow
-    each other in the batch.
+    It holds the children, parameters and buffers of the original under the same names, so that
+    state dicts stay the same, and the original itself for `unmix_tokens`. The frames of a video
+    must follow each other in the batch.
     """
 
     def __init__(
@@ -207,6 +211,9 @@ class ConvertedAttention(TokenMixing):
             self.add_module(name, child)
         for name, parameter in original.named_parameters(recurse=False):
             self.register_parameter(name, parameter)
+        for name, buffer in original.named_buffers(recurse=False):
+            kept = name not in original._non_persistent_buffers_set
+            self.register_buffer(name, buffer, persistent=kept)
         self.training = original.training
         # Not through setattr, which would register the original as a child.
         self.__dict__["original"] = original
@@ -242,7 +249,11 @@ class ConvertedAttention(TokenMixing):
             original._modules[name] = self._modules[name]
         for name in original._parameters:
             original._parameters[name] = self._parameters.get(name)
-        return original.train(self.training)
+        for name in original._buffers:
+            original._buffers[name] = self._buffers.get(name)
+        # Not train(), which would also set the children's.
+        original.training = self.training
+        return original
 
 
 def mix_tokens(
@@ -387,3 +398,5 @@ def _refuse(layer: nn.Module, family: VisionFamily) -> None:
     for name in family.refuses:
         if getattr(layer, name, None) is not None:
             raise ValueError(f"{type(layer).__name__} with {name!r} is not supported")
+    if getattr(layer, "batch_first", None) is False:
+        raise ValueError(f"{type(layer).__name__} with 'batch_first' = False is not supported")

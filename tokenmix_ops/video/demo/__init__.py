@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -188,10 +188,13 @@ def _train(
         tasks = {name: bars.add_task(f"{name} tower", total=steps, note="") for name in names}
         futures = {name: pool.submit(one, name) for name in names}
         try:
-            curves = {name: future.result() for name, future in futures.items()}
+            done, _ = wait(futures.values(), return_when=FIRST_EXCEPTION)
         finally:
             # On Ctrl-C or an error in one thread the other must end too.
             stopped.set()
+        for future in done:
+            future.result()
+        curves = {name: future.result() for name, future in futures.items()}
     torch.set_num_threads(threads)
     for name, model in models.items():
         predictions[name] = motion.predict(model, pixels)
@@ -215,9 +218,7 @@ def _accuracies(
 
 
 def _time_layer(rounds: int, console: Console) -> dict[str, Timings]:
-    console.print(
-        "[bold](d) One attention layer[/bold] of BLIP ViT-B/16, its projections included"
-    )
+    console.print("[bold](d) One attention layer[/bold] of BLIP ViT-B/16, its projections included")
     with _bars(console) as bars:
         task = bars.add_task("rounds", total=2 * rounds, note="")
         timings = layer_timings(

@@ -7,6 +7,7 @@ from statistics import median
 
 import matplotlib
 from torch import Tensor
+from torch.nn.functional import pad
 
 from tokenmix_ops.bench.layers import TITLES
 from tokenmix_ops.bench.measure import Timings
@@ -36,7 +37,8 @@ def draw(
     grid = figure.add_gridspec(len(chosen) + 1, 2, height_ratios=[1] * len(chosen) + [3])
     for row, index in enumerate(chosen):
         axes = figure.add_subplot(grid[row, :])
-        strip = clips[index].permute(2, 0, 3, 1).flatten(1, 2)
+        frames = pad(clips[index], (1, 1), value=1.0)
+        strip = frames.permute(2, 0, 3, 1).flatten(1, 2)
         axes.imshow(strip.numpy(), aspect="equal")
         axes.set_xticks([])
         axes.set_yticks([])
@@ -68,7 +70,7 @@ def draw(
         )
     axes.set_yticks(range(len(names)), [TITLES[name] for name in names], fontsize=8)
     axes.set(xlabel="milliseconds", title="one attention layer, ViT-B/16")
-    axes.legend()
+    axes.legend(loc="lower right")
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
     return path

@@ -1,0 +1,140 @@
+"""The command as a user types it: help, exit statuses, JSON, and the demo in small."""
+
+import json
+
+import pytest
+import torch
+
+from tokenmix_ops.video import cli
+from tokenmix_ops.video import demo as demonstration
+from tokenmix_ops.video.data.shapes import write_world
+from tokenmix_ops.video.demo import motion
+
+
+def run(capsys, *arguments):
+    """(exit status, standard output, standard error) of ``tokenmix`` with the arguments."""
+    status = 0
+    try:
+        cli.main(list(arguments))
+    except SystemExit as stop:
+        status = stop.code
+    captured = capsys.readouterr()
+    if isinstance(status, str):
+        return 1, captured.out, captured.err + status
+    return status, captured.out, captured.err
+
+
+@pytest.mark.parametrize(
+    "command", [["demo"], ["explain"], ["bench"], ["data", "shapes"]], ids=" ".join
+)
+def test_every_command_has_help_with_an_example(capsys, command):
+    status, out, _ = run(capsys, *command, "--help")
+    assert status == 0
+    assert f"Example: tokenmix {' '.join(command)}" in " ".join(out.split())
+
+
+def test_explain(capsys):
+    assert run(capsys, "explain", "--json")[:2] == (0, '{"eager": null}\n')
+    assert "eager: can run" in run(capsys, "explain")[1]
+
+
+def test_shapes_writes_a_world(capsys, tmp_path):
+    status, out, _ = run(
+        capsys, "data", "shapes", str(tmp_path / "w"), "--videos", "2", "--size", "32"
+    )
+    assert status == 0
+    assert out.strip() == str(tmp_path / "w" / "annotations.json")
+    assert len(list((tmp_path / "w" / "videos").iterdir())) == 2
+
+
+def test_a_mistake_is_one_sentence(capsys, tmp_path):
+    status, out, err = run(capsys, "data", "shapes", str(tmp_path), "--size", "33")
+    assert (status, out) == (1, "")
+    assert err.strip().splitlines()[-1].startswith("tokenmix: num_videos and fps must be")
+    status, _, err = run(capsys, "bench", "--check", "--readme", str(tmp_path / "README.md"))
+    assert status == 1
+    assert "README.md" in err
+
+
+def test_bench_check_fails_on_figures_typed_by_hand(capsys, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- rendered: layer-cpu -->\nfast!\n<!-- end of rendered -->\n")
+    arguments = ["bench", "--check", "--readme", str(readme), "--results", str(tmp_path)]
+    status, _, err = run(capsys, *arguments)
+    assert status == 1
+    assert "differs from the rows" in err
+    readme.write_text("<!-- rendered: layer-cpu -->\nNot measured.\n<!-- end of rendered -->\n")
+    assert run(capsys, *arguments)[0] == 0
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Layers of the timed size take minutes under test; smaller ones show the same."""
+    real = demonstration.contenders
+    monkeypatch.setattr(demonstration, "contenders", lambda *sizes: real(32, 4, 8))
+    timed = demonstration.layer_timings
+    monkeypatch.setattr(
+        demonstration,
+        "layer_timings",
+        lambda layers, **sizes: timed(layers, **{**sizes, "dim": 32}),
+    )
+
+
+def test_the_demo_runs_to_its_end_and_fails_if_mixing_has_not_learnt(capsys, tmp_path, quick):
+    status, _, err = run(
+        capsys,
+        *("demo", "--json", "--out", str(tmp_path), "--steps", "2", "--clips", "8"),
+        *("--rounds", "1"),
+    )
+    assert status == 1
+    assert "train longer with --steps (now 2)" in " ".join(err.split())
+    figures = json.loads((tmp_path / "demo.json").read_text())
+    assert figures["clips"]["read"] == 8
+    assert figures["clips"]["psnr_db"] > 30
+    assert figures["reversal"]["spatial"]["frames_equal"]
+    assert figures["reversal"]["spatial"]["pooled_relative_difference"] < 1e-6
+    assert not figures["reversal"]["released"]["frames_equal"]
+    assert figures["reversal"]["released"]["pooled_relative_difference"] > 1e-3
+    assert set(figures["accuracy"]) == {"spatial", "released"}
+    assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_demo_on_own_files_leaves_out_what_it_cannot_read(capsys, tmp_path, quick):
+    write_world(tmp_path / "own", 2, size=32)
+    (tmp_path / "own" / "broken.mp4").write_bytes(b"not a video")
+    arguments = ["demo", "--json", "--out", str(tmp_path / "out"), "--rounds", "1", "--videos"]
+    status, out, _ = run(capsys, *arguments, str(tmp_path / "own"))
+    assert status == 0
+    figures = json.loads(out)
+    assert figures["clips"]["read"] == 2
+    assert len(figures["clips"]["unreadable"]) == 1
+    assert "accuracy" not in figures
+    assert (tmp_path / "out" / "demo.png").exists()
+    (tmp_path / "empty").mkdir()
+    for folder, text in (("empty", "holds no video file"), ("none", "is not a folder of videos")):
+        status, _, err = run(capsys, *arguments, str(tmp_path / folder))
+        assert status == 1
+        assert text in err
+
+
+def test_training_depends_on_the_seed_alone():
+    losses = []
+    for _ in range(2):
+        torch.manual_seed(len(losses))
+        losses.append(motion.train(motion.build("released"), 3))
+    assert losses[0] == losses[1]
+
+
+def test_an_error_in_one_tower_ends_the_other(monkeypatch, tmp_path):
+    from rich.console import Console
+
+    real = motion.train
+
+    def train(model, steps, **arguments):
+        if "released" in repr(model):
+            raise RuntimeError("broken")
+        return real(model, steps, **arguments)
+
+    monkeypatch.setattr(motion, "train", train)
+    with pytest.raises(RuntimeError, match="broken"):
+        demonstration._train(10**6, torch.rand(1, 8, 3, 56, 56), {}, Console(stderr=True))
