@@ -35,7 +35,8 @@ class SpatialSDPA(nn.Module):
 class NaiveGather(nn.Module):
     """The authors' published way: everything projected, keys indexed, logits masked, in float32.
 
-    Index and mask are rebuilt at every forward, and keys lie grouped by frame.
+    At every forward the index is rebuilt, and a mask as large as the logits [batch, num_heads,
+    num_frames * num_tokens, num_keys]; keys lie grouped by frame.
     """
 
     def __init__(self, weights: TokenMixAttention, cross_frame_gain: float = 0.8) -> None:
@@ -49,19 +50,20 @@ class NaiveGather(nn.Module):
         qkv = self.qkv(tokens).reshape(batch, num_frames * num_tokens, 3, self.num_heads, -1)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         patches = torch.arange(num_tokens - 1, device=tokens.device)
-        index, frame = [torch.arange(num_frames, device=tokens.device) * num_tokens], []
-        for source in range(num_frames):
-            chosen = patches[patches % num_frames == source]
-            index.append(source * num_tokens + 1 + chosen)
-            frame.append(torch.full_like(chosen, source))
+        groups = [patches[patches % num_frames == source] for source in range(num_frames)]
+        index = [torch.arange(num_frames, device=tokens.device) * num_tokens]
+        index += [source * num_tokens + 1 + group for source, group in enumerate(groups)]
         keys = torch.cat(index)
-        mask = torch.ones(num_frames, 1, len(keys), device=tokens.device)
-        of_query = torch.arange(num_frames, device=tokens.device)[:, None, None]
-        mask[:, :, num_frames:][torch.cat(frame) != of_query] = self.cross_frame_gain
-        mask = mask.expand(-1, num_tokens, -1).flatten(0, 1)
         logits = query.float() @ key[:, :, keys].float().transpose(-2, -1)
         logits = logits * query.shape[-1] ** -0.5
-        logits = logits * mask
+        unscaled = torch.zeros(logits.shape, device=tokens.device)
+        unscaled[..., :num_frames] = 1
+        start = num_frames
+        for source, group in enumerate(groups):
+            rows = slice(source * num_tokens, (source + 1) * num_tokens)
+            unscaled[:, :, rows, start : start + len(group)] = 1
+            start += len(group)
+        logits = logits * (unscaled + (1 - unscaled) * self.cross_frame_gain)
         weights = logits.softmax(dim=-1).to(value.dtype)
         mixed = (weights @ value[:, :, keys]).transpose(1, 2)
         return self.proj(mixed.reshape(*tokens.shape))
