@@ -376,8 +376,8 @@ def _attention_layers(
 def _chosen(layers: Iterable[int] | Literal["all"], count: int) -> Sequence[int]:
     if layers == "all":
         return range(count)
-    if isinstance(layers, str):
-        raise ValueError(f"layers must be layer numbers or 'all', got {layers!r}")
+    if isinstance(layers, str | int):
+        raise ValueError(f"layers must be a sequence of layer numbers or 'all', got {layers!r}")
     chosen = list(layers)
     for layer in chosen:
         if not -count <= layer < count:

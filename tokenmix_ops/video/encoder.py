@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -62,7 +61,7 @@ class VideoEncoder(nn.Module):
         self.vision_model = BlipVisionModel(config)
         self.num_frames = num_frames
         mix_tokens(self.vision_model, num_frames, "spatial", layers="all")
-        layers = mixing_layers if mixing_layers == "all" else tuple(mixing_layers)
+        layers = mixing_layers if isinstance(mixing_layers, str) else tuple(mixing_layers)
         if layers:
             mix_tokens(self.vision_model, num_frames, mixing, layers)
 
@@ -109,9 +108,7 @@ class VideoEncoder(nn.Module):
         it is not a BLIP model or weights are missing, OSError (of transformers) if not found.
         """
         config = transformers.AutoConfig.from_pretrained(model)
-        if not str(config.model_type).startswith(("blip_vision_model", "blip")) or (
-            config.model_type == "blip-2"
-        ):
+        if config.model_type not in ("blip", "blip_vision_model"):
             raise ValueError(f"{model} is a {config.model_type!r} model, wanted a BLIP one")
         architecture = (config.architectures or ["BlipVisionModel"])[0]
         loaded, info = getattr(transformers, architecture).from_pretrained(
@@ -163,6 +160,8 @@ class VideoEncoder(nn.Module):
                 f"patch_size = {patch_size} must be that of {source}, {kernel.shape[-1]}, and "
                 f"divide image_size = {image_size}"
             )
+        if num_heads < 1 or dim % num_heads:
+            raise ValueError(f"num_heads = {num_heads} must divide the width of {source}, {dim}")
         depth = 1 + max(
             int(found.group(1))
             for name in weights
@@ -226,19 +225,20 @@ def blip_vision_config(
 
 def resize_position_embedding(embedding: Tensor, grid: int) -> Tensor:
     """[1, 1 + n * n, dim] to [1, 1 + grid * grid, dim]: bicubic over the patches, [CLS] kept."""
-    side = round((embedding.shape[1] - 1) ** 0.5)
-    if embedding.dim() != 3 or side < 1 or side * side != embedding.shape[1] - 1:
+    patches = embedding.shape[1] - 1 if embedding.dim() == 3 else 0
+    side = round(max(patches, 0) ** 0.5)
+    if side < 1 or side * side != patches:
         raise ValueError(
             f"position embedding must be [1, 1 + n * n, dim], got {list(embedding.shape)}"
         )
     if side == grid:
         return embedding
-    patches = embedding[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2).float()
-    patches = nn.functional.interpolate(
-        patches, size=(grid, grid), mode="bicubic", align_corners=False
+    picture = embedding[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2).float()
+    picture = nn.functional.interpolate(
+        picture, size=(grid, grid), mode="bicubic", align_corners=False
     )
-    patches = patches.flatten(2).transpose(1, 2).to(embedding.dtype)
-    return torch.cat([embedding[:, :1], patches], dim=1)
+    resized = picture.flatten(2).transpose(1, 2).to(embedding.dtype)
+    return torch.cat([embedding[:, :1], resized], dim=1)
 
 
 _RENAMED = (
@@ -287,7 +287,7 @@ def _read_checkpoint(path: Path) -> Mapping[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise ValueError(f"{path} does not exist") from error
-    except (RuntimeError, EOFError, OSError, ValueError, UnpicklingError) as error:
+    except Exception as error:  # whatever the bytes of a damaged file lead to
         raise ValueError(f"{path} cannot be read as a PyTorch checkpoint: {error}") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a checkpoint's mapping")

@@ -1,0 +1,575 @@
+"""The video encoder against plain models, and what it says of checkpoints that do not fit."""
+
+import pickle
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn.functional import interpolate
+from transformers import (
+    BlipConfig,
+    BlipForConditionalGeneration,
+    BlipForImageTextRetrieval,
+    BlipVisionConfig,
+    BlipVisionModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+)
+
+from tokenmix_ops.testing import max_error
+from tokenmix_ops.video import VideoEncoder, VideoEncoding, blip_vision_config
+from tokenmix_ops.video.encoder import resize_position_embedding
+
+BATCH, FRAMES, DIM, HEADS, LAYERS, PATCH, SIZE = 2, 4, 24, 3, 2, 8, 24
+TOKENS = 1 + (SIZE // PATCH) ** 2
+VISION = dict(
+    hidden_size=DIM,
+    intermediate_size=2 * DIM,
+    num_hidden_layers=LAYERS,
+    num_attention_heads=HEADS,
+    image_size=SIZE,
+    patch_size=PATCH,
+)
+TEXT = dict(
+    vocab_size=20,
+    hidden_size=DIM,
+    encoder_hidden_size=DIM,
+    intermediate_size=2 * DIM,
+    num_hidden_layers=1,
+    num_attention_heads=HEADS,
+    max_position_embeddings=16,
+)
+
+
+def redraw(model, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+def clip(size=SIZE, num_frames=FRAMES, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(1)
+    shape = (BATCH, num_frames, 3, size, size)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def encoder(**arguments):
+    arguments = {"num_frames": FRAMES, **arguments}
+    return redraw(VideoEncoder(blip_vision_config(**VISION), **arguments))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "size", "parameters"),
+    [
+        ("vit-b16", 224, 85_798_656),
+        ("vit-l16", 224, 303_301_632),
+        ("vit-b16", 384, 85_798_656 + (24**2 - 14**2) * 768),
+    ],
+)
+def test_parameters_are_those_of_blip(architecture, size, parameters):
+    with torch.device("meta"):
+        model = VideoEncoder(blip_vision_config(architecture, image_size=size))
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    assert {name.partition(".")[0] for name in model.state_dict()} == {"vision_model"}
+
+
+def test_configuration_is_that_of_blip():
+    config = blip_vision_config()
+    assert (config.layer_norm_eps, config.initializer_range) == (1e-6, 0.02)
+    assert (config.image_size, config.patch_size, config.intermediate_size) == (224, 16, 3072)
+    assert (config.hidden_act, config.attention_dropout) == ("gelu", 0.0)
+    large = blip_vision_config("vit-l16", image_size=384, layer_norm_eps=1e-5)
+    assert (large.hidden_size, large.num_hidden_layers, large.num_attention_heads) == (1024, 24, 16)
+    assert (large.image_size, large.layer_norm_eps, large.intermediate_size) == (384, 1e-5, 4096)
+
+
+@pytest.mark.parametrize("mixing", ["released", "paper", "spatial", "adjacent", "temporal"])
+def test_a_clip_becomes_tokens_and_their_mean_class_token(mixing):
+    output = encoder(mixing=mixing, mixing_layers="all")(clip())
+    assert isinstance(output, VideoEncoding)
+    assert output.tokens.shape == (BATCH, FRAMES, TOKENS, DIM)
+    assert output.pooled.shape == (BATCH, DIM)
+    assert max_error(output.pooled, sum(output.tokens[:, t, 0] for t in range(4)) / 4) < 1e-6
+
+
+def test_all_layers_run_on_the_operator_and_the_chosen_ones_mix():
+    model = encoder(mixing="paper", mixing_layers=(0,))
+    kinds = [layer.self_attn.mixing.kind for layer in model.vision_model.encoder.layers]
+    assert kinds == ["paper", "spatial"]
+    assert model.config is model.vision_model.config
+
+
+def test_videos_of_a_batch_do_not_see_each_other():
+    model = encoder().double()
+    pixels = clip(dtype=torch.float64)
+    assert max_error(model(pixels[1:]).tokens, model(pixels).tokens[1:]) < 1e-12
+
+
+def test_every_parameter_gets_a_gradient():
+    model = encoder()
+    output = model(clip())
+    (output.tokens.square().sum() + output.pooled.square().sum()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0 or "qkv.bias" in name, name
+
+
+def test_the_number_of_frames_can_change():
+    model = encoder()
+    assert model.set_num_frames(3) is model
+    pixels = clip(num_frames=3)
+    assert torch.equal(model(pixels).tokens, encoder(num_frames=3)(pixels).tokens)
+    with pytest.raises(ValueError, match="num_frames must be at least 1, got 0"):
+        model.set_num_frames(0)
+    assert model.num_frames == 3
+    model(pixels)
+
+
+WRONG_PIXELS = {
+    "dimensions": (BATCH * FRAMES, 3, SIZE, SIZE),
+    "frames": (BATCH, 5, 3, SIZE, SIZE),
+    "channels": (BATCH, FRAMES, 1, SIZE, SIZE),
+    "channels last": (BATCH, FRAMES, SIZE, SIZE, 3),
+    "height": (BATCH, FRAMES, 3, 32, SIZE),
+    "width": (BATCH, FRAMES, 3, SIZE, 16),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_PIXELS)
+def test_wrong_pixels_are_named(wrong):
+    shape = WRONG_PIXELS[wrong]
+    with pytest.raises(ValueError) as error:
+        encoder()(torch.zeros(shape))
+    assert str(error.value) == (
+        "pixels must be [batch, num_frames, 3, height, width] = ['batch', 4, 3, 24, 24], got "
+        f"{list(shape)}; VideoEncoder.set_num_frames changes the frames, image_size at building "
+        "the size"
+    )
+
+
+WRONG_BUILDS = {
+    "architecture": (
+        lambda: blip_vision_config("vit-h14"),
+        "architecture must be one of 'vit-b16', 'vit-l16', got 'vit-h14'",
+    ),
+    "mixing": (
+        lambda: encoder(mixing="mixed"),
+        "mixing must be a Mixing or one of 'paper', 'released', 'spatial', 'adjacent', "
+        "'temporal', 'joint', got 'mixed'",
+    ),
+    "layer": (
+        lambda: encoder(mixing_layers=(2,)),
+        "layer 2 does not exist: the tower has 2 layers",
+    ),
+    "layers": (
+        lambda: encoder(mixing_layers="last"),
+        "layers must be layer numbers or 'all', got 'last'",
+    ),
+    "frames": (lambda: encoder(num_frames=0), "num_frames must be at least 1, got 0"),
+    "dropout": (
+        lambda: VideoEncoder(blip_vision_config(attention_dropout=0.1, **VISION)),
+        "token mixing has no attention dropout, but BlipAttention has dropout = 0.1; build the "
+        "model with 0",
+    ),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_BUILDS)
+def test_wrong_builds_are_named(wrong):
+    build, text = WRONG_BUILDS[wrong]
+    with pytest.raises(ValueError) as error:
+        build()
+    assert str(error.value) == text
+
+
+def blip_config():
+    return BlipConfig(text_config=TEXT, vision_config=VISION)
+
+
+SAVED = {
+    "captioner": lambda: BlipForConditionalGeneration(blip_config()),
+    "retriever": lambda: BlipForImageTextRetrieval(blip_config()),
+    "tower": lambda: BlipVisionModel(BlipVisionConfig(**VISION)),
+}
+
+
+@pytest.fixture(scope="module", params=SAVED)
+def saved(request, tmp_path_factory):
+    """A directory that transformers wrote, and the vision tower in it."""
+    model = redraw(SAVED[request.param]())
+    directory = tmp_path_factory.mktemp("saved")
+    model.save_pretrained(directory)
+    return directory, model if request.param == "tower" else model.vision_model
+
+
+def tower_tokens(tower, pixels, **arguments):
+    hidden = tower(pixels.flatten(0, 1), **arguments).last_hidden_state
+    return hidden.unflatten(0, pixels.shape[:2])
+
+
+def test_a_saved_transformers_model_is_read(saved):
+    directory, tower = saved
+    model = VideoEncoder.from_pretrained(directory, num_frames=FRAMES, mixing="spatial")
+    assert max_error(model(clip()).tokens, tower_tokens(tower, clip()).double()) < 1e-5
+    for name, value in model.vision_model.state_dict().items():
+        assert torch.equal(value, tower.state_dict()[name])
+    mixed = VideoEncoder.from_pretrained(
+        str(directory), num_frames=2, mixing="paper", mixing_layers="all"
+    )
+    kinds = [layer.self_attn.mixing.kind for layer in mixed.vision_model.encoder.layers]
+    assert (kinds, mixed.num_frames) == (["paper", "paper"], 2)
+
+
+def test_a_saved_model_is_read_at_another_size(saved):
+    directory, tower = saved
+    arguments = dict(num_frames=FRAMES, mixing_layers=())
+    model = VideoEncoder.from_pretrained(directory, image_size=40, **arguments)
+    expected = tower_tokens(tower, clip(40), interpolate_pos_encoding=True)
+    assert expected.shape[2] == 26
+    assert max_error(model(clip(40)).tokens, expected.double()) < 1e-5
+
+
+def test_missing_weights_are_named(saved):
+    directory, _ = saved
+    file = directory / "model.safetensors"
+    weights = load_file(file)
+    ends = ("layers.1.self_attn.qkv.bias", "post_layernorm.weight")
+    lacking = {n: w for n, w in weights.items() if not n.endswith(ends)}
+    assert len(weights) - len(lacking) == 2
+    save_file(lacking, file, metadata={"format": "pt"})
+    try:
+        with pytest.raises(ValueError) as error:
+            VideoEncoder.from_pretrained(directory)
+    finally:
+        save_file(weights, file, metadata={"format": "pt"})
+    names = [n for n in weights if n not in lacking]
+    assert str(error.value) == (
+        f"{directory} lacks weights of its vision tower: {', '.join(sorted(names))}"
+    )
+
+
+def test_missing_weights_of_text_do_not_matter(tmp_path):
+    model = redraw(SAVED["captioner"]())
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    weights = {n: w for n, w in load_file(file).items() if n.startswith("vision_model.")}
+    save_file(weights, file, metadata={"format": "pt"})
+    read = VideoEncoder.from_pretrained(tmp_path, num_frames=FRAMES, mixing="spatial")
+    assert torch.equal(
+        read.vision_model.post_layernorm.weight, model.vision_model.post_layernorm.weight
+    )
+
+
+def test_another_model_is_refused(tmp_path):
+    CLIPVisionModel(CLIPVisionConfig(**VISION)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError) as error:
+        VideoEncoder.from_pretrained(tmp_path)
+    assert str(error.value) == f"{tmp_path} is a 'clip_vision_model' model, wanted a BLIP one"
+
+
+@pytest.mark.parametrize("kind", ["blip_text_model", "blip_2_vision_model", "blip-2"])
+def test_other_blip_like_models_are_refused(kind, tmp_path):
+    (tmp_path / "config.json").write_text(f'{{"model_type": "{kind}"}}')
+    with pytest.raises(ValueError) as error:
+        VideoEncoder.from_pretrained(tmp_path)
+    assert str(error.value) == f"{tmp_path} is a '{kind}' model, wanted a BLIP one"
+
+
+def test_a_directory_that_does_not_exist_is_an_os_error(tmp_path):
+    with pytest.raises(OSError):
+        VideoEncoder.from_pretrained(tmp_path / "nowhere")
+
+
+class PlainAttention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(DIM, 3 * DIM), nn.Linear(DIM, DIM)
+
+    def forward(self, x, mixes):
+        """With ``mixes``, all tokens of the video are keys, those that are not chosen masked."""
+        num_tokens = x.shape[1]
+        q, k, v = self.qkv(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        if not mixes:
+            weights = (q @ k.transpose(-1, -2) * (DIM // HEADS) ** -0.5).softmax(-1)
+            return self.proj((weights @ v).transpose(1, 2).flatten(2))
+        q, k, v = (t.unflatten(0, (-1, FRAMES)).transpose(1, 2).flatten(2, 3) for t in (q, k, v))
+        frame = torch.arange(FRAMES).repeat_interleave(num_tokens)
+        token = torch.arange(num_tokens).repeat(FRAMES)
+        chosen = (token == 0) | ((token - 1) % FRAMES == frame)
+        foreign = (frame[:, None] != frame) & (token > 0)
+        logits = q @ k.transpose(-1, -2) * (DIM // HEADS) ** -0.5
+        logits = torch.where(foreign, 0.8 * logits, logits).masked_fill(~chosen, -torch.inf)
+        mixed = (logits.softmax(-1) @ v).unflatten(2, (FRAMES, num_tokens))
+        return self.proj(mixed.permute(0, 2, 3, 1, 4).flatten(3).flatten(0, 1))
+
+
+class PlainBlock(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm1, self.norm2 = (nn.LayerNorm(DIM, eps=1e-6) for _ in range(2))
+        self.attn = PlainAttention()
+        self.mlp = nn.ModuleDict({"fc1": nn.Linear(DIM, 4 * DIM), "fc2": nn.Linear(4 * DIM, DIM)})
+
+    def forward(self, x, mixes):
+        x = x + self.attn(self.norm1(x), mixes)
+        return x + self.mlp["fc2"](nn.functional.gelu(self.mlp["fc1"](self.norm2(x))))
+
+
+class PlainViT(nn.Module):
+    """The vision transformer of the published BLIP, with the names of its checkpoints."""
+
+    def __init__(self, size=SIZE):
+        super().__init__()
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, DIM))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + (size // PATCH) ** 2, DIM))
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, DIM, PATCH, PATCH)})
+        self.blocks = nn.ModuleList(PlainBlock() for _ in range(LAYERS))
+        self.norm = nn.LayerNorm(DIM, eps=1e-6)
+
+    def forward(self, frames, mixing_layers=()):
+        x = self.patch_embed["proj"](frames).flatten(2).transpose(1, 2)
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.pos_embed
+        for number, block in enumerate(self.blocks):
+            x = block(x, mixes=number in mixing_layers)
+        return self.norm(x)
+
+
+def original(prefix="visual_encoder."):
+    """An original checkpoint, and the model that it belongs to."""
+    model = redraw(PlainViT())
+    return model, {prefix + name: weight for name, weight in model.state_dict().items()}
+
+
+def from_original(state_dict, **arguments):
+    arguments = (
+        dict(image_size=SIZE, num_heads=HEADS, patch_size=PATCH, num_frames=FRAMES) | arguments
+    )
+    return VideoEncoder.from_blip_state_dict(state_dict, **arguments)
+
+
+@pytest.mark.parametrize("mixing_layers", [(), (1,), (0, 1)], ids=str)
+def test_an_original_checkpoint_gives_what_the_original_model_gives(mixing_layers):
+    plain, weights = original()
+    model = from_original(weights, mixing_layers=mixing_layers).double()
+    pixels = clip(dtype=torch.float64)
+    expected = plain.double()(pixels.flatten(0, 1), mixing_layers)
+    assert max_error(model(pixels).tokens.flatten(0, 1), expected) < 1e-11
+    other = plain(pixels.flatten(0, 1), () if mixing_layers else (1,))
+    assert max_error(other, expected) > 1e-3
+
+
+def as_given(weights, path):
+    return weights
+
+
+def under_model(weights, path):
+    return {"model": weights, "epoch": 3}
+
+
+def without_prefix(weights, path):
+    return {name.removeprefix("visual_encoder."): weight for name, weight in weights.items()}
+
+
+def with_text(weights, path):
+    others = ("text_decoder.bert.embeddings.word_embeddings.weight", "temp", "visual_encoder_m.x")
+    return {**dict.fromkeys(others, torch.zeros(2)), **weights}
+
+
+def as_file(weights, path):
+    torch.save({"model": with_text(weights, path)}, path)
+    return path
+
+
+def as_file_name(weights, path):
+    torch.save(weights, path)
+    return str(path)
+
+
+def as_old_file(weights, path):
+    torch.save(weights, path, _use_new_zipfile_serialization=False)
+    return path
+
+
+FORMS = (as_given, under_model, without_prefix, with_text, as_file, as_file_name, as_old_file)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_checkpoints_come_in_several_forms(form, tmp_path):
+    plain, weights = original()
+    model = from_original(form(weights, tmp_path / "blip.pth"), mixing="spatial")
+    expected = plain(clip().flatten(0, 1))
+    assert max_error(model(clip()).tokens.flatten(0, 1), expected.double()) < 1e-4
+    assert model.config.layer_norm_eps == 1e-6
+
+
+@pytest.mark.parametrize("size", [16, 40, 96])
+def test_position_embeddings_of_another_grid_are_resized(size):
+    _, weights = original()
+    model = from_original(weights, image_size=size)
+    given = weights["visual_encoder.pos_embed"]
+    grid = given[0, 1:].T.reshape(1, DIM, 3, 3)
+    wanted = interpolate(grid, size=(size // PATCH,) * 2, mode="bicubic", align_corners=False)
+    embedding = model.vision_model.embeddings.position_embedding
+    assert torch.equal(embedding[:, 0], given[:, 0])
+    assert max_error(embedding[0, 1:].T, wanted[0].flatten(1).double()) < 1e-6
+    assert model(clip(size)).tokens.shape[2] == 1 + (size // PATCH) ** 2
+
+
+def test_the_grid_of_384_becomes_that_of_224():
+    generator = torch.Generator().manual_seed(0)
+    embedding = torch.randn(1, 1 + 24 * 24, 5, generator=generator)
+    resized = resize_position_embedding(embedding, 14)
+    assert resized.shape == (1, 197, 5)
+    patches = embedding[:, 1:].reshape(1, 24, 24, 5).permute(0, 3, 1, 2)
+    wanted = interpolate(patches, size=(14, 14), mode="bicubic").permute(0, 2, 3, 1).flatten(1, 2)
+    assert max_error(resized[:, 1:], wanted.double()) < 1e-6
+    assert torch.equal(resized[:, :1], embedding[:, :1])
+    assert resize_position_embedding(embedding, 24) is embedding
+    assert resize_position_embedding(embedding.half(), 14).dtype == torch.float16
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 5), (1, 1, 5), (1, 0, 5), (10, 5)], ids=str)
+def test_position_embeddings_that_are_no_grid_are_refused(shape):
+    with pytest.raises(ValueError) as error:
+        resize_position_embedding(torch.zeros(shape), 3)
+    text = f"position embedding must be [1, 1 + n * n, dim], got {list(shape)}"
+    assert str(error.value) == text
+
+
+def changed(remove=(), **added):
+    _, weights = original()
+    for name in remove:
+        del weights["visual_encoder." + name]
+    new = {"visual_encoder." + n.replace("__", "."): w for n, w in added.items()}
+    return {**weights, **new}
+
+
+WRONG_CHECKPOINTS = {
+    "patch size": (
+        lambda: from_original(changed(), patch_size=6),
+        "patch_size = 6 must be that of state_dict, 8, and divide image_size = 24",
+    ),
+    "image size": (
+        lambda: from_original(changed(), image_size=28),
+        "patch_size = 8 must be that of state_dict, 8, and divide image_size = 28",
+    ),
+    "heads": (
+        lambda: from_original(changed(), num_heads=5),
+        "num_heads = 5 must divide the width of state_dict, 24",
+    ),
+    "missing": (
+        lambda: from_original(changed(["blocks.1.attn.qkv.bias", "norm.weight"])),
+        "state_dict does not fit the vision tower: missing "
+        "encoder.layers.1.self_attn.qkv.bias, post_layernorm.weight",
+    ),
+    "left over": (
+        lambda: from_original(changed(blocks__0__attn__gate=torch.zeros(1))),
+        "state_dict does not fit the vision tower: left over blocks.0.attn.gate",
+    ),
+    "shape": (
+        lambda: from_original(changed(blocks__0__norm1__bias=torch.zeros(7))),
+        "state_dict does not fit the vision tower: shapes encoder.layers.0.layer_norm1.bias: [7] "
+        "instead of [24]",
+    ),
+    "all of it": (
+        lambda: from_original(
+            changed(["norm.bias"], norm__weight=torch.zeros(1), head=torch.zeros(1))
+        ),
+        "state_dict does not fit the vision tower: missing post_layernorm.bias; left over head; "
+        "shapes post_layernorm.weight: [1] instead of [24]",
+    ),
+    "no grid": (
+        lambda: from_original(changed(pos_embed=torch.zeros(1, 9, DIM))),
+        "position embedding must be [1, 1 + n * n, dim], got [1, 9, 24]",
+    ),
+    "a layer between": (
+        lambda: from_original(
+            {n.replace("blocks.1.", "blocks.2."): w for n, w in changed().items()}
+        ),
+        "state_dict does not fit the vision tower: missing encoder.layers.1.layer_norm1.bias, "
+        "encoder.layers.1.layer_norm1.weight, encoder.layers.1.layer_norm2.bias, "
+        "encoder.layers.1.layer_norm2.weight, encoder.layers.1.mlp.fc1.bias and 7 more",
+    ),
+    "another model": (
+        lambda: from_original({"layer.weight": torch.zeros(2), "layer.bias": torch.zeros(2)}),
+        "state_dict is not an original BLIP checkpoint (visual_encoder.blocks.0.attn.qkv.weight "
+        "and so on): it lacks embeddings.class_embedding, embeddings.position_embedding, "
+        "embeddings.patch_embedding.weight, encoder.layers.0.mlp.fc1.weight and begins with "
+        "layer.bias, layer.weight",
+    ),
+    "without prefix but with text": (
+        lambda: from_original({"text_decoder.x": torch.zeros(1), **without_prefix(changed(), "")}),
+        "state_dict does not fit the vision tower: left over text_decoder.x",
+    ),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_CHECKPOINTS)
+def test_checkpoints_that_do_not_fit_are_told_why(wrong):
+    read, text = WRONG_CHECKPOINTS[wrong]
+    with pytest.raises(ValueError) as error:
+        read()
+    assert str(error.value) == text
+
+
+class Malicious:
+    """What a pickle may do to whoever opens it in trust."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def write_truncated(path):
+    torch.save(original()[1], path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+UNREADABLE = {
+    "missing": (lambda path: None, "does not exist"),
+    "directory": (lambda path: path.mkdir(), "cannot be read as a PyTorch checkpoint: "),
+    "empty": (lambda path: path.touch(), "cannot be read as a PyTorch checkpoint: "),
+    "truncated": (write_truncated, "cannot be read as a PyTorch checkpoint: "),
+    "text": (
+        lambda path: path.write_text("visual_encoder, a text\n"),
+        "cannot be read as a PyTorch checkpoint: ",
+    ),
+    "bytes": (
+        lambda path: path.write_bytes(b"\x80\x02a" + bytes(range(256))),
+        "cannot be read as a PyTorch checkpoint: ",
+    ),
+    "another text": (
+        lambda path: path.write_text("abort"),
+        "cannot be read as a PyTorch checkpoint: ",
+    ),
+    "plain pickle": (
+        lambda path: path.write_bytes(pickle.dumps([1, 2], protocol=2)),
+        "cannot be read as a PyTorch checkpoint: ",
+    ),
+    "tensor": (
+        lambda path: torch.save(torch.zeros(2), path),
+        "holds a Tensor, not a checkpoint's mapping",
+    ),
+    "class": (
+        lambda path: torch.save({"model": Malicious(path.parent / "touched")}, path),
+        "cannot be read as a PyTorch checkpoint: Weights only load failed",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("file", UNREADABLE)
+def test_files_that_are_no_checkpoint_are_refused(file, tmp_path):
+    write, text = UNREADABLE[file]
+    path = tmp_path / "blip.pth"
+    write(path)
+    with pytest.raises(ValueError, match=f"^{re.escape(f'{path} {text}')}"):
+        from_original(path)
+    assert not (tmp_path / "touched").exists()

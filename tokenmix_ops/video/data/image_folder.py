@@ -1,0 +1,52 @@
+"""A folder of numbered images: which files it holds, in order, and their pictures."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal
+
+import av
+from av.video.frame import VideoFrame
+
+from tokenmix_ops.video.data.decoder import ClipError, configure
+
+_CODECS: dict[bytes, Literal["mjpeg", "png"]] = {b"\xff\xd8\xff": "mjpeg", b"\x89PNG": "png"}
+_SUFFIXES = {".jpg", ".jpeg", ".png"}
+
+
+def numbered_images(folder: Path) -> list[Path]:
+    """List the images of a folder by the last number in their names.
+
+    Raises ClipError where there are none, and for a name without a number or with that of another.
+    """
+    numbered: dict[int, Path] = {}
+    for file in sorted(folder.iterdir()):
+        if file.suffix.lower() not in _SUFFIXES or file.name.startswith("."):
+            continue
+        digits = re.findall(r"[0-9]+", file.stem)
+        if not digits:
+            raise ClipError(f"{file}: has no number in its name to order it by; rename or move it")
+        other = numbered.setdefault(int(digits[-1]), file)
+        if other != file:
+            raise ClipError(f"{file}: has the same number as {other.name}; remove one of them")
+    if not numbered:
+        raise ClipError(f"{folder}: has no numbered .jpg, .jpeg or .png images")
+    return [numbered[number] for number in sorted(numbered)]
+
+
+def decode_image(file: Path) -> VideoFrame:
+    """Decode a JPEG or PNG file; raises ClipError for any other and for a damaged one."""
+    data = file.read_bytes()
+    codec = next((c for magic, c in _CODECS.items() if data.startswith(magic)), None)
+    if codec is None:
+        raise ClipError(f"{file}: is not a JPEG or PNG image")
+    decoder = av.CodecContext.create(codec, "r")
+    configure(decoder)
+    try:
+        frames = decoder.decode(av.Packet(data)) + decoder.decode(None)
+    except av.FFmpegError as error:
+        raise ClipError(f"{file}: is damaged: {error.strerror}") from error
+    if not frames or frames[0].is_corrupt:
+        raise ClipError(f"{file}: is damaged")
+    return frames[0]

@@ -1,0 +1,309 @@
+"""Chosen frames of a video file: by seeking where its packets tell the frames, else by counting."""
+
+from __future__ import annotations
+
+import stat
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import av
+from av.container import InputContainer
+from av.packet import Packet
+from av.stream import Disposition, Stream
+from av.video.frame import PictureType, VideoFrame
+from av.video.stream import VideoStream
+
+from tokenmix_ops.video.data.decoder import ClipError, configure
+
+# Codecs whose packets each show one frame; VP8, for one, hides frames in packets of their own.
+_FRAME_PER_PACKET = {"h264", "hevc", "av1", "vp9", "mpeg4", "mjpeg", "ffv1", "prores"}
+# FFmpeg's bound on an MPEG-4 packet that says "nothing new" and yields no frame.
+_MPEG4_SKIP_BYTES = 19
+# The H.264 picture buffer; no decoder here holds back more frames.
+_MAX_REORDER = 16
+# FFmpeg reads these as video although they are text, or text that names other files.
+_TEXT_FORMATS = {"tty", "concat"}
+_TRUNCATION_SECONDS = 1.0
+
+_Chooser = Callable[[int, Sequence[float] | None], dict[int, list[int]]]
+
+
+class _Surprise(Exception):
+    """Decoding disagrees with the packets, so only a full decode knows the frames."""
+
+
+class _Packet(NamedTuple):
+    pts: int
+    dts: int | None
+    key: bool
+    shown: bool
+
+
+class _Run(NamedTuple):
+    key: int
+    last: int
+    positions: set[int]
+
+
+class _Decoded(NamedTuple):
+    pts: int | None
+    frame: VideoFrame | None
+    damaged: bool
+
+
+def read_frames(
+    path: Path, choose: _Chooser, end: float = float("inf")
+) -> Iterator[tuple[list[int], VideoFrame]]:
+    """Yield the chosen frames of a video's default stream, each with the slots it is to fill.
+
+    `choose` maps positions to slots, given the number of frames and their times in seconds after
+    the first, None where some lack a timestamp; it leaves alone what shows at `end` or later, of
+    which it may not see all. Where decoding disagrees with the packets it is asked again, and the
+    frames begin anew. Raises ClipError for a file that is no video or is truncated before `end`,
+    and for a chosen frame that depends on data which the decoder reports as damaged.
+    """
+    with _opened(path) as (container, stream):
+        packets = _scan(path, container, stream, end)
+        if packets:
+            shown = sorted(packet.pts for packet in packets if packet.shown)
+            slots = choose(len(shown), _times(shown, stream.time_base))
+            with suppress(_Surprise, av.FFmpegError):
+                for position, frame in _decode_chosen(container, stream, packets, shown, slots):
+                    yield slots[position], frame
+                return
+        time_base = stream.time_base
+    pts, damaged = _count_frames(path)
+    slots = choose(len(pts), _times(pts, time_base))
+    for position in slots:
+        if damaged[position]:
+            raise ClipError(
+                f"{path}: frame {position} of {len(pts)} depends on damaged data; replace the "
+                "file, or read a span without that frame"
+            )
+    for position, decoded in zip(range(max(slots) + 1), _decode_all(path), strict=False):
+        if position in slots and decoded.frame is not None:
+            yield slots[position], decoded.frame
+
+
+def _times(pts: Sequence[int | None], time_base: Fraction | None) -> list[float] | None:
+    known = [t for t in pts if t is not None]
+    if len(known) < len(pts) or time_base is None:
+        return None
+    first = min(known)
+    return [_seconds(t - first, time_base) for t in known]
+
+
+def _seconds(ticks: float, time_base: Fraction) -> float:
+    """The float nearest to the time, so that 0.1 s is 0.1."""
+    return ticks * time_base.numerator / time_base.denominator
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    info = path.stat()
+    if not stat.S_ISREG(info.st_mode):
+        raise ClipError(f"{path}: is neither a file nor a folder")
+    if not info.st_size:
+        raise ClipError(f"{path}: is empty")
+    # The prefix keeps FFmpeg from taking a name with a colon for a protocol, and tags in an
+    # unknown encoding are no reason to refuse a video.
+    with av.open(f"file:{path}", metadata_errors="replace") as container:
+        if container.format.name in _TEXT_FORMATS:
+            raise ClipError(f"{path}: is text, not a video")
+        cover, default = Disposition.attached_pic, Disposition.default
+        videos = [s for s in container.streams.video if not s.disposition & cover]
+        decodable = [s for s in videos if s.codec_context is not None]
+        if not decodable:
+            reason = "no decoder for its video stream" if videos else "no video stream"
+            raise ClipError(f"{path}: has {reason}")
+        stream = max(decodable, key=lambda s: (bool(s.disposition & default), s.width * s.height))
+        configure(stream.codec_context)
+        yield container, stream
+
+
+def _demux(
+    path: Path, container: InputContainer, *streams: Stream
+) -> Iterator[Packet[VideoStream]]:
+    try:
+        for packet in container.demux(*streams):
+            yield cast("Packet[VideoStream]", packet)
+    except IndexError as error:
+        # PyAV 18 keeps no place for a stream that the beginning of the file does not announce.
+        raise ClipError(f"{path}: gains a stream midway, which needs remuxing first") from error
+
+
+def _scan(path: Path, container: InputContainer, stream: VideoStream, end: float) -> list[_Packet]:
+    """Packets in decoding order, with all that show before `end`.
+
+    Or none, where they do not tell which frames are shown.
+    """
+    packets: list[_Packet] = []
+    codec = stream.codec_context.codec.canonical_name
+    count, reached, trusted = 0, 0.0, codec in _FRAME_PER_PACKET
+    first = float("inf")
+    for packet in _demux(path, container, *container.streams):
+        if not packet.size and packet.dts is None:
+            continue
+        stamp = packet.dts if packet.pts is None else packet.pts
+        if stamp is not None:
+            reached = max(reached, _seconds(stamp + (packet.duration or 0), packet.time_base))
+        if packet.stream_index != stream.index:
+            continue
+        late = packet.dts is not None and _seconds(packet.dts - first, packet.time_base) >= end
+        # Nothing is shown before it is decoded; a stop between keyframes would cut off references.
+        if late and packet.is_keyframe:
+            break
+        count += 1
+        trusted &= packet.size > (_MPEG4_SKIP_BYTES if codec == "mpeg4" else 0)
+        trusted &= not packet.is_corrupt
+        if packet.pts is not None:
+            shown = not packet.is_discard
+            packets.append(_Packet(packet.pts, packet.dts, packet.is_keyframe, shown))
+            first = min(first, packet.pts) if shown else first
+    else:
+        _check_complete(path, container, stream, count, reached)
+    trusted &= len({packet.pts for packet in packets}) == count
+    # Frames shown before the first keyframe hang on data that the file lacks.
+    trusted &= first < float("inf") and packets[0].key and packets[0].pts <= first
+    return packets if trusted else []
+
+
+def _check_complete(
+    path: Path, container: InputContainer, stream: VideoStream, count: int, reached: float
+) -> None:
+    """Raise ClipError for a cut file; only these headers tell it from a short one."""
+    kind, stated = container.format.name, 0.0
+    if kind.startswith("mov,") and count < len(stream.index_entries):
+        detail = f"{count} of {len(stream.index_entries)} frames"
+        raise ClipError(f"{path}: is truncated, only {detail} are there; fetch it again")
+    if kind == "avi" and stream.average_rate:
+        stated = float(stream.frames / stream.average_rate)
+    elif kind == "matroska,webm":
+        stated = (container.duration or 0) / av.time_base
+    if reached + _TRUNCATION_SECONDS < stated:
+        detail = f"{reached:.2f} of {stated:.2f} s"
+        raise ClipError(f"{path}: is truncated, only {detail} are there; fetch it again")
+
+
+def _decode_chosen(
+    container: InputContainer,
+    stream: VideoStream,
+    packets: Sequence[_Packet],
+    shown: Sequence[int],
+    chosen: Iterable[int],
+) -> Iterator[tuple[int, VideoFrame]]:
+    """Frames by position in `shown`, decoding from the keyframe before each.
+
+    Raises _Surprise as soon as any other frame than the packets announce comes out.
+    """
+    for run in _runs(packets, shown, chosen):
+        begin, demuxed = _seek(container, stream, packets[run.key])
+        position = bisect_left(shown, begin)
+        # A frame may show before one it was predicted from, whose damage is known only later.
+        stop = max(p.pts for p in packets[run.key : run.last + 1] if p.shown)
+        for frame in _decode_from(begin, demuxed):
+            if position == len(shown) or frame.pts != shown[position] or frame.is_corrupt:
+                raise _Surprise
+            if position in run.positions:
+                yield position, frame
+            position += 1
+            if frame.pts >= stop:
+                break
+        else:
+            raise _Surprise
+
+
+def _seek(
+    container: InputContainer, stream: VideoStream, key: _Packet
+) -> tuple[int, Iterator[Packet[VideoStream]]]:
+    """Timestamp of the packet reached, not after `key`, and the packets from it on."""
+    # Some formats seek by presentation time, others by decoding time.
+    for target in (key.pts, key.dts):
+        if target is not None:
+            container.seek(target, stream=stream)
+            packets = container.demux(stream)
+            first = next(packets)
+            if first.pts is not None and first.pts <= key.pts:
+                return first.pts, chain([first], packets)
+    raise _Surprise
+
+
+def _decode_from(begin: int, packets: Iterable[Packet[VideoStream]]) -> Iterator[VideoFrame]:
+    for packet in packets:
+        try:
+            frames = packet.decode()
+        except av.FFmpegError:
+            # Frames shown before the keyframe may depend on what was not decoded.
+            if packet.pts is None or packet.pts >= begin:
+                raise
+            continue
+        yield from (frame for frame in frames if frame.pts is None or frame.pts >= begin)
+
+
+def _runs(packets: Sequence[_Packet], shown: Sequence[int], chosen: Iterable[int]) -> list[_Run]:
+    """Stretches of packets to decode without seeking in between."""
+    order = {packet.pts: i for i, packet in enumerate(packets)}
+    runs: list[_Run] = []
+    for position in sorted(chosen):
+        at = order[shown[position]]
+        key = next(
+            i for i in range(at, -1, -1) if packets[i].key and packets[i].pts <= shown[position]
+        )
+        if runs and key <= runs[-1].last + _MAX_REORDER:
+            before = runs.pop()
+            runs.append(_Run(before.key, max(before.last, at), before.positions | {position}))
+        else:
+            runs.append(_Run(key, at, {position}))
+    return runs
+
+
+def _decode_all(path: Path) -> Iterator[_Decoded]:
+    """Every frame in order; a packet the decoder rejects stands as a damaged one.
+
+    Damage lasts until the next sound keyframe.
+    """
+    with _opened(path) as (container, stream):
+        corrupt: set[int | None] = set()
+        begun = damaged = False
+        for packet in _demux(path, container, stream):
+            # To decode an empty packet would tell the decoder that the stream is over.
+            if not packet.size and packet.dts is not None:
+                continue
+            if packet.is_corrupt:
+                corrupt.add(packet.pts)
+            try:
+                frames = packet.decode()
+            except av.FFmpegError:
+                damaged = True
+                # A recording may begin between keyframes: that is no damage to count.
+                if begun and packet.size:
+                    yield _Decoded(packet.pts, None, True)
+                continue
+            for frame in frames:
+                begun = True
+                damaged = damaged and not frame.key_frame
+                damaged |= frame.is_corrupt or frame.pts in corrupt
+                yield _Decoded(frame.pts, frame, damaged)
+
+
+def _count_frames(path: Path) -> tuple[list[int | None], list[bool]]:
+    """Presentation timestamp and damage of every frame in order."""
+    pts: list[int | None] = []
+    damaged: list[bool] = []
+    bidirectional: list[bool] = []
+    for decoded in _decode_all(path):
+        pts.append(decoded.pts)
+        damaged.append(decoded.damaged)
+        frame = decoded.frame
+        bidirectional.append(frame is not None and frame.pict_type == PictureType.B)
+    if not pts:
+        raise ClipError(f"{path}: no frame of its video stream can be decoded")
+    for i in reversed(range(1, len(pts))):
+        # A B frame may be predicted from the frame shown after it.
+        damaged[i - 1] |= damaged[i] and bidirectional[i - 1]
+    return pts, damaged
