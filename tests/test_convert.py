@@ -350,7 +350,8 @@ WRONG_LAYERS = {
     "past the end": ((3,), "layer 3 does not exist: the tower has 3 layers"),
     "before the start": ((0, -4), "layer -4 does not exist: the tower has 3 layers"),
     "none": ((), "layers must name at least one layer, got none"),
-    "a word": ("last", "layers must be layer numbers or 'all', got 'last'"),
+    "a word": ("last", "layers must be a sequence of layer numbers or 'all', got 'last'"),
+    "a number": (-1, "layers must be a sequence of layer numbers or 'all', got -1"),
 }
 
 

@@ -252,10 +252,14 @@ def plan_of(
     return _constant_plan(values, num_frames, num_tokens, num_prefix_tokens, device)
 
 
-@torch.compiler.assume_constant_result
 def _constant_plan(values: tuple[Any, ...], t: int, s: int, p: int, device: torch.device) -> Plan:
     mixing = Mixing.named(values[0]) if len(values) == 1 else Mixing(*values)
     return mixing.plan(t, s, p, device)
+
+
+# What torch.compiler.assume_constant_result does, without importing the compiler for it, which
+# would double the time of `import tokenmix_ops`.
+_constant_plan._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _paper(m: Mixing, t: int, s: int, p: int) -> tuple[Rows, list[list[int]]]:

@@ -168,7 +168,7 @@ WRONG_BUILDS = {
     ),
     "layers": (
         lambda: encoder(mixing_layers="last"),
-        "layers must be layer numbers or 'all', got 'last'",
+        "layers must be a sequence of layer numbers or 'all', got 'last'",
     ),
     "frames": (lambda: encoder(num_frames=0), "num_frames must be at least 1, got 0"),
     "dropout": (

@@ -371,11 +371,12 @@ def packets_of(path):
 
 
 def damaged_reference(packets):
-    """A frame of the second half that is shown after, and decoded before, its neighbour."""
+    """A frame amid a late group of pictures, decoded before the one that is shown before it."""
     return next(
         i
         for i in range(len(packets) // 2, len(packets))
-        if packets[i].pts > packets[i + 1].pts and not packets[i].is_keyframe
+        if packets[i].pts > packets[i + 1].pts
+        and not any(p.is_keyframe for p in packets[i : i + 4])
     )
 
 
