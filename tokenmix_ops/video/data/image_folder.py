@@ -47,6 +47,6 @@ def decode_image(file: Path) -> VideoFrame:
         frames = decoder.decode(av.Packet(data)) + decoder.decode(None)
     except av.FFmpegError as error:
         raise ClipError(f"{file}: is damaged: {error.strerror}") from error
-    if not frames or frames[0].is_corrupt:
+    if not frames:
         raise ClipError(f"{file}: is damaged")
     return frames[0]
