@@ -280,12 +280,40 @@ def test_torch_compile_makes_one_graph(mixing):
             assert max_error(value, eager[name]) <= 1e-5, name
 
 
+def test_torch_compile_follows_changing_sizes_and_gains():
+    def attention(x, gain):
+        mixing = tm.Mixing.released(cross_frame_gain=gain)
+        return tm.token_mix_attention(x, x, x, mixing=mixing)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(attention, fullgraph=True, backend="aot_eager")
+    for frames, tokens, gain in ((3, 7, 0.8), (3, 8, 0.8), (3, 8, 0.7), (5, 8, 0.6), (2, 9, 1.0)):
+        x = torch.randn(2, frames, tokens, 2, 4)
+        assert torch.allclose(compiled(x, gain), attention(x, gain), atol=1e-6)
+    torch._dynamo.reset()
+    dynamic = torch.compile(
+        lambda x, mixing: tm.token_mix_attention(x, x, x, mixing=mixing),
+        fullgraph=True,
+        backend="aot_eager",
+        dynamic=True,
+    )
+    for mixing in ("paper", tm.Mixing.released(), tm.Mixing.adjacent((1,))):
+        for batch in (2, 3):
+            x = torch.randn(batch, 4, 9, 2, 4)
+            output = tm.token_mix_attention(x, x, x, mixing=mixing)
+            assert torch.allclose(dynamic(x, mixing), output, atol=1e-6)
+
+
 def test_autocast_lowers_the_precision_but_not_of_float64():
     inputs = Case(tm.Mixing.released()).inputs(torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         assert tm.token_mix_attention(*inputs, mixing="released").dtype == torch.bfloat16
         doubles = [t.double() for t in inputs]
         assert tm.token_mix_attention(*doubles, mixing="released").dtype == torch.float64
+        query, key, value = inputs
+        mixed = (query, key.to(torch.bfloat16), value)
+        assert tm.token_mix_attention(*mixed, mixing="released").dtype == torch.bfloat16
+        assert tm.explain(*mixed, "released").backend == "eager"
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
@@ -294,6 +322,10 @@ def test_function_transforms():
     query, key, value = (t.detach() for t in case.inputs(torch.float64))
     stacked = torch.func.vmap(compute(case))(*(t.unsqueeze(1) for t in (query, key, value)))
     assert max_error(stacked.squeeze(1), compute(case)(query, key, value)) < 1e-14
+    last = torch.func.vmap(compute(case), in_dims=5)(
+        *(t.movedim(0, -1)[None] for t in (query, key, value))
+    )
+    assert max_error(last.squeeze(1), compute(case)(query, key, value)) < 1e-14
     grad = torch.func.grad(lambda q: compute(case)(q, key, value).square().sum())(query)
     leaf = query.clone().requires_grad_()
     compute(case)(leaf, key, value).square().sum().backward()

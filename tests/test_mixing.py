@@ -67,10 +67,9 @@ def test_adjacent_takes_patches_of_frames_at_the_offsets(layout, offsets, wrap):
 
 
 @given(layouts, st.sampled_from(NAMES))
-def test_presets_are_injective_and_inside_the_video(layout, name):
+def test_presets_name_no_token_twice_and_stay_inside_the_video(layout, name):
     t, s, p = layout
     plan = Mixing.named(name).plan(t, s, p)
-    assert plan.injective
     assert all(len(set(row)) == len(row) for row in plan.key_index.tolist())
     assert plan.key_index.min() >= 0
     assert plan.key_index.max() < t * s
@@ -88,6 +87,20 @@ def test_a_mixing_survives_repr_json_pickle_and_hashing(mixing):
         assert hash(copy) == hash(mixing)
     json.loads(mixing.to_json())
     assert len(set(MIXINGS)) == len(MIXINGS)
+
+
+def test_what_json_leaves_out_is_as_in_the_factory():
+    assert Mixing.from_json('{"kind": "released"}') == Mixing.released()
+    wrapped = Mixing.from_json('{"kind": "adjacent", "offsets": [2], "wrap": true}')
+    assert wrapped == Mixing.adjacent((2,), wrap=True)
+    assert '"cross_frame_gain": 1.0' in Mixing.released(cross_frame_gain=1).to_json()
+
+
+def test_tables_come_from_whatever_holds_integers():
+    mixing = Mixing.from_index([[0, 3], [1, 2]])
+    tensor = torch.tensor([[0, 3], [1, 2]])
+    for table in (tensor, tensor.numpy(), tensor.int(), ((0, 3), (1, 2))):
+        assert Mixing.from_index(table) == mixing
 
 
 def test_a_plan_is_compiled_once_per_layout_and_device():
@@ -117,7 +130,6 @@ def test_from_index_derives_the_frame_of_each_key():
     assert plan.key_frame.tolist() == [[-1, 0, 1, -1]]
     per_frame = Mixing.from_index(torch.tensor([[0, 1], [9, 9]])).plan(2, 5, 1)
     assert per_frame.rows == "frame"
-    assert not per_frame.injective
 
 
 ERRORS = {
@@ -149,9 +161,34 @@ ERRORS = {
         lambda: Mixing.released(cross_frame_gain=float("nan")),
         "cross_frame_gain must be finite and not negative, got nan",
     ),
+    "gain is a word": (
+        lambda: Mixing.paper(cross_frame_gain="0.8"),
+        "cross_frame_gain must be a number, got '0.8'",
+    ),
+    "gain of spatial": (
+        lambda: Mixing("spatial", 0.5),
+        "a 'spatial' mixing has no cross_frame_gain: it has no other frames",
+    ),
+    "parameter of another kind": (
+        lambda: Mixing("paper", offsets=(1, 2)),
+        "a 'paper' mixing has no offsets",
+    ),
+    "fractions of frames": (
+        lambda: Mixing.adjacent((0.5, 1)),
+        "offsets must be a sequence of int, got (0.5, 1)",
+    ),
+    "tables in JSON": (
+        lambda: Mixing.from_json('{"kind": "from_index", "key_index": "x"}'),
+        "key_index and key_frame must be tables in JSON",
+    ),
+    "kind in JSON": (
+        lambda: Mixing.from_json('{"kind": [1]}'),
+        "unknown mixing kind [1]; known: paper, released, spatial, adjacent, temporal, joint, "
+        "from_index",
+    ),
     "no offsets": (
         lambda: Mixing.adjacent(()),
-        "offsets must name at least one frame offset, got ()",
+        "offsets must not be empty in a mixing of kind 'adjacent'",
     ),
     "offsets not a sequence": (
         lambda: Mixing.adjacent(1),
@@ -172,16 +209,21 @@ ERRORS = {
     "no keys": (
         lambda: Mixing.from_index([]),
         "key_index must be integers of shape [num_keys] or [num_frames, num_keys], with at least "
-        "one key",
+        "one key, got shape [0]",
     ),
     "ragged": (
         lambda: Mixing.from_index([[0, 1], [2]]),
-        "key_index must be integers of shape [num_keys] or [num_frames, num_keys], with at least "
-        "one key",
+        "key_index must be integers of shape [num_keys] or [num_frames, num_keys], got "
+        "[[0, 1], [2]]",
+    ),
+    "not a table": (
+        lambda: Mixing.from_index(None),
+        "key_index must be integers of shape [num_keys] or [num_frames, num_keys], got None",
     ),
     "floating point": (
         lambda: Mixing.from_index(torch.ones(3)),
-        "key_index must hold integers, got torch.float32",
+        "key_index must be integers of shape [num_keys] or [num_frames, num_keys], got "
+        "torch.float32",
     ),
     "key_frame shape": (
         lambda: Mixing.from_index([0, 1, 2], [0, 1]),

@@ -75,6 +75,7 @@ def explain(
     backend: str | None = None,
 ) -> Explanation:
     """Which backend `token_mix_attention` would use for this call, and why each other would not."""
+    query, key, value = _autocast(query), _autocast(key), _autocast(value)
     plan = _checked(query, key, value, mixing, num_prefix_tokens)
     return backends.explain(query, key, value, plan, backend)
 
@@ -150,7 +151,9 @@ def _checked(
         if list(tensor.shape) != wanted:
             raise ValueError(f"{name} must be {names} = {wanted}, got {list(tensor.shape)}")
     for name, tensor in (("query", query), ("key", key), ("value", value)):
-        if head_dim > 1 and tensor.stride(-1) != 1 and batch > 0:
+        # Inside vmap the strides are those of no tensor in memory.
+        vmapped = not torch.compiler.is_compiling() and torch._C._functorch.is_batchedtensor(tensor)
+        if head_dim > 1 and tensor.stride(-1) != 1 and batch > 0 and not vmapped:
             raise ValueError(
                 f"{name} must be contiguous in its last dimension, got strides "
                 f"{list(tensor.stride())}; call .contiguous() on it"

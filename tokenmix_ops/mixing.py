@@ -8,8 +8,9 @@ file alone decides which token of which frame sits in which key slot; everything
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -40,12 +41,22 @@ class Mixing:
     key_frame: str = ""
 
     def __post_init__(self) -> None:
-        if self.kind not in _RULES:
+        if not isinstance(self.kind, str) or self.kind not in _RULES:
             raise ValueError(f"unknown mixing kind {self.kind!r}; known: {', '.join(_RULES)}")
-        if not 0.0 <= self.cross_frame_gain < float("inf"):
-            raise ValueError(
-                f"cross_frame_gain must be finite and not negative, got {self.cross_frame_gain!r}"
-            )
+        object.__setattr__(self, "cross_frame_gain", _as_gain(self.cross_frame_gain))
+        object.__setattr__(self, "offsets", _as_offsets(self.offsets))
+        used = {"adjacent": {"offsets", "wrap"}, "from_index": {"key_index", "key_frame"}}
+        needed = {"adjacent": "offsets", "from_index": "key_index"}.get(self.kind)
+        for name in ("offsets", "wrap", "key_index", "key_frame"):
+            given = bool(getattr(self, name))
+            if given and name not in used.get(self.kind, ()):
+                raise ValueError(f"a {self.kind!r} mixing has no {name}")
+            if not given and name == needed:
+                raise ValueError(f"{name} must not be empty in a mixing of kind {self.kind!r}")
+        if self.kind == "spatial" and self.cross_frame_gain != 1.0:
+            raise ValueError("a 'spatial' mixing has no cross_frame_gain: it has no other frames")
+        if self.key_index:
+            _check_tables(self.key_index, self.key_frame)
 
     @classmethod
     def paper(cls, *, cross_frame_gain: float = 1.0) -> Mixing:
@@ -80,13 +91,7 @@ class Mixing:
         Frames past the ends are clamped to the first and last one, or taken around the ends if
         ``wrap``. num_tokens keys (paper, Figure 3, tokens from adjacent frames).
         """
-        try:
-            offsets = tuple(int(offset) for offset in offsets)
-        except TypeError as error:
-            raise ValueError(f"offsets must be a sequence of int, got {offsets!r}") from error
-        if not offsets:
-            raise ValueError("offsets must name at least one frame offset, got ()")
-        return cls("adjacent", cross_frame_gain, offsets=offsets, wrap=bool(wrap))
+        return cls("adjacent", cross_frame_gain, offsets=_as_offsets(offsets), wrap=bool(wrap))
 
     @classmethod
     def temporal(cls, *, cross_frame_gain: float = 1.0) -> Mixing:
@@ -113,20 +118,9 @@ class Mixing:
         that a key counts as for the gain, -1 for never scaled; without it the frame follows from
         the index, and prefix tokens get -1. Raises ValueError on other shapes or no keys.
         """
-        index = _as_table("key_index", key_index)
-        frame = [] if key_frame is None else _as_table("key_frame", key_frame)
-        if frame and _shape(frame) != _shape(index):
-            raise ValueError(
-                f"key_frame must have the shape of key_index, {_shape(index)}, got {_shape(frame)}"
-            )
-        if min(min(row) for row in index) < 0:
-            raise ValueError("key_index must not be negative: frame * num_tokens + token")
-        return cls(
-            "from_index",
-            cross_frame_gain,
-            key_index=json.dumps(index),
-            key_frame=json.dumps(frame) if frame else "",
-        )
+        frame = "" if key_frame is None else json.dumps(_as_table("key_frame", key_frame))
+        index = json.dumps(_as_table("key_index", key_index))
+        return cls("from_index", cross_frame_gain, key_index=index, key_frame=frame)
 
     @classmethod
     def named(cls, mixing: Mixing | str) -> Mixing:
@@ -160,21 +154,22 @@ class Mixing:
         return _plan(table, device) if transformed is None else _plan.__wrapped__(table, device)
 
     def to_json(self) -> str:
-        """The mixing as a JSON object of its kind and the parameters that differ from defaults."""
-        given = {f.name: getattr(self, f.name) for f in fields(self)}
-        return json.dumps(
-            {f.name: given[f.name] for f in fields(self) if given[f.name] != f.default}
-        )
+        """The mixing as a JSON object: its kind, its gain, and what else its kind has."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return json.dumps({k: v for k, v in values.items() if v or k == "cross_frame_gain"})
 
     @classmethod
     def from_json(cls, text: str) -> Mixing:
-        """The mixing that `to_json` wrote; ValueError if the text is not one."""
+        """The mixing that `to_json` wrote; what is left out is as in the factory of its kind.
+
+        Raises ValueError if the text is not one.
+        """
         given = json.loads(text)
         known = {f.name for f in fields(cls)}
         if not isinstance(given, dict) or "kind" not in given or not set(given) <= known:
             raise ValueError(f"not a mixing in JSON (an object with 'kind'): {text[:100]}")
-        if "offsets" in given:
-            given["offsets"] = tuple(given["offsets"])
+        if given["kind"] in NAMES:
+            return replace(_named(given["kind"]), **given)
         return cls(**given)
 
     def __repr__(self) -> str:
@@ -221,8 +216,6 @@ class Plan:
     """Whether any query meets a key whose logit the gain changes."""
     own_tokens: bool
     """Whether every row names the tokens of its own group (video, frame or token), in order."""
-    injective: bool
-    """Whether no row names a token twice."""
     is_cross_frame: Tensor
     """bool, True where the gain applies: [num_frames, num_keys], of query frame t and slot j; or
     [num_tokens, num_frames, num_keys], of query token s too, if the rows are of tokens."""
@@ -238,18 +231,22 @@ def plan_of(
     """`Mixing.plan`, for code that torch.compile traces."""
     if not torch.compiler.is_compiling():
         return Mixing.named(mixing).plan(num_frames, num_tokens, num_prefix_tokens, device)
+    from torch.fx.experimental.symbolic_shapes import guard_scalar
+
     # By value: a traced function may have made the mixing itself.
     values: tuple[Any, ...] = (mixing,)
     if isinstance(mixing, Mixing):
         values = (
             mixing.kind,
-            mixing.cross_frame_gain,
-            mixing.offsets,
+            guard_scalar(mixing.cross_frame_gain),
+            tuple([guard_scalar(offset) for offset in mixing.offsets]),
             mixing.wrap,
             mixing.key_index,
             mixing.key_frame,
         )
-    return _constant_plan(values, num_frames, num_tokens, num_prefix_tokens, device)
+    # A plan is of one layout: sizes that the compiler made symbolic get their values back.
+    layout = [guard_scalar(size) for size in (num_frames, num_tokens, num_prefix_tokens)]
+    return _constant_plan(values, *layout, device)
 
 
 def _constant_plan(values: tuple[Any, ...], t: int, s: int, p: int, device: torch.device) -> Plan:
@@ -361,7 +358,6 @@ def _table(mixing: Mixing, t: int, s: int, p: int) -> _Table:
         cross_frame_gain=mixing.cross_frame_gain,
         scales_logits=mixing.cross_frame_gain != 1.0 and meets_other_frame,
         own_tokens=index == own,
-        injective=all(len(set(row)) == len(row) for row in index),
     )
     return _Table(index, frame, facts)
 
@@ -380,22 +376,52 @@ def _plan(table: _Table, device: torch.device) -> Plan:
     )
 
 
-def _as_table(name: str, values: Tensor | Sequence[Any]) -> list[list[int]]:
-    if isinstance(values, Tensor):
-        if values.is_floating_point() or values.dtype == torch.bool:
-            raise ValueError(f"{name} must hold integers, got {values.dtype}")
-        values = values.tolist()
-    rows: list[Any] = [list(row) if isinstance(row, (list, tuple)) else row for row in values]
-    if rows and not isinstance(rows[0], list):
-        rows = [rows]
-    regular = rows and rows[0] and all(isinstance(r, list) and len(r) == len(rows[0]) for r in rows)
-    if not regular or any(type(key) is not int for row in rows for key in row):
-        raise ValueError(
-            f"{name} must be integers of shape [num_keys] or [num_frames, num_keys], with at least "
-            f"one key"
-        )
+def _as_gain(value: Any) -> float:
+    if isinstance(value, bool | str | Tensor):
+        raise ValueError(f"cross_frame_gain must be a number, got {value!r}")
+    try:
+        gain = float(value)
+    except TypeError as error:
+        raise ValueError(f"cross_frame_gain must be a number, got {value!r}") from error
+    if not 0.0 <= gain < float("inf"):
+        raise ValueError(f"cross_frame_gain must be finite and not negative, got {value!r}")
+    return gain
+
+
+def _as_offsets(values: Any) -> tuple[int, ...]:
+    try:
+        return tuple(operator.index(value) for value in values)
+    except TypeError as error:
+        raise ValueError(f"offsets must be a sequence of int, got {values!r}") from error
+
+
+def _as_table(name: str, values: Any) -> list[list[int]]:
+    """A table of integers [num_rows, num_keys]; ValueError if ``values`` is none."""
+    wanted = f"{name} must be integers of shape [num_keys] or [num_frames, num_keys]"
+    try:
+        table = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{wanted}, got {str(values)[:60]}") from error
+    if table.numel() == 0 or table.dim() not in (1, 2):
+        raise ValueError(f"{wanted}, with at least one key, got shape {list(table.shape)}")
+    if table.is_floating_point() or table.is_complex() or table.dtype == torch.bool:
+        raise ValueError(f"{wanted}, got {table.dtype}")
+    rows: list[list[int]] = torch.atleast_2d(table).tolist()
     return rows
 
 
-def _shape(table: list[list[int]]) -> list[int]:
-    return [len(table), len(table[0])]
+def _check_tables(key_index: str, key_frame: str) -> None:
+    try:
+        index = torch.tensor(json.loads(key_index))
+        frame = torch.tensor(json.loads(key_frame)) if key_frame else index
+    except (TypeError, ValueError) as error:
+        raise ValueError("key_index and key_frame must be tables in JSON") from error
+    if index.dim() != 2 or index.is_floating_point():
+        raise ValueError("key_index and key_frame must be tables of integers in JSON")
+    if frame.shape != index.shape:
+        raise ValueError(
+            f"key_frame must have the shape of key_index, {list(index.shape)}, got "
+            f"{list(frame.shape)}"
+        )
+    if index.min() < 0:
+        raise ValueError("key_index must not be negative: frame * num_tokens + token")

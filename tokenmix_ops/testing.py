@@ -39,12 +39,6 @@ class Case:
     def plan_on(self, device: torch.device | str) -> Plan:
         return self.mixing.plan(self.num_frames, self.num_tokens, self.num_prefix_tokens, device)
 
-    @property
-    def flops(self) -> int:
-        """Multiply-adds of the two products of the forward, counted as two."""
-        queries = self.batch * self.num_heads * self.num_frames * self.num_tokens
-        return 4 * queries * self.plan.num_keys * self.head_dim
-
     def inputs(
         self, dtype: torch.dtype, device: torch.device | str = "cpu", seed: int = 0
     ) -> tuple[Tensor, Tensor, Tensor]:

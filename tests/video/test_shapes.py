@@ -41,7 +41,7 @@ def test_shapes_stay_inside_the_picture():
     assert (drawn.position + reach < 1).all()
 
 
-def test_a_single_frame_is_distributed_alike_for_all_motions():
+def test_a_frame_at_random_is_distributed_alike_for_all_motions():
     drawn = scenes(40_000)
     levels = torch.linspace(0.05, 0.95, 19)
     quantiles = torch.stack(
@@ -100,7 +100,7 @@ def test_a_world_is_real_video_files_with_captions(tmp_path):
             s["caption"] for s in annotations["sentences"] if s["video_id"] == f"video{index}"
         ]
         motion = MOTIONS[int(drawn.motion[index])]
-        assert video["category"] == motion
+        assert MOTIONS[video["category"]] == motion
         assert len(captions) == 2
         assert captions[0].endswith(f"moves {motion}")
         clip = read_clip(file, 9, 64)

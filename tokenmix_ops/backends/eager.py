@@ -108,8 +108,9 @@ def _select(tokens: Tensor, plan: Plan, num_queries: int) -> Tensor:
     """The plan's keys [batch, num_rows, num_keys, num_heads, head_dim]; views where they can be."""
     if tokens.dim() == 4:
         return tokens.unsqueeze(1)
-    num_rows = num_queries if plan.rows == "token" else plan.key_index.shape[0]
+    by_token = plan.rows == "token"
     if plan.own_tokens:
-        return _group(tokens, plan.rows)[:, :num_rows]
+        grouped = _group(tokens, plan.rows)
+        return grouped[:, :num_queries] if by_token else grouped
     # Indexing reads rows where they lie; index_select would first make views contiguous.
-    return tokens.flatten(1, 2)[:, plan.key_index[:num_rows]]
+    return tokens.flatten(1, 2)[:, plan.key_index[:num_queries] if by_token else plan.key_index]

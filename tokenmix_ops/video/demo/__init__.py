@@ -23,7 +23,7 @@ from tokenmix_ops.bench.layers import TITLES, contenders
 from tokenmix_ops.bench.measure import Timings, environment, ratio
 from tokenmix_ops.bench.suites import layer_timings
 from tokenmix_ops.video.data.clips import ClipError, normalize_clip
-from tokenmix_ops.video.data.shapes import MOTIONS, render, sample_scenes, write_world
+from tokenmix_ops.video.data.shapes import render, sample_scenes, write_world
 from tokenmix_ops.video.demo import motion
 from tokenmix_ops.video.demo.picture import draw
 
@@ -43,6 +43,9 @@ def run(
     With ``videos``, a folder, (a), (b) and (d) run on its files and (c) is left out. Raises
     DemoError if no clip can be read or, in (c), mixing does not reach 80 %.
     """
+    for name, value, least in (("steps", steps, 2), ("clips", clips, 1), ("rounds", rounds, 1)):
+        if value < least:
+            raise DemoError(f"{name} must be at least {least}, got {value}")
     out.mkdir(parents=True, exist_ok=True)
     figures: dict[str, Any] = {"environment": environment()}
     if videos is None:
@@ -98,7 +101,7 @@ def _write_clips(folder: Path, clips: int, console: Console) -> tuple[list[Path]
             progress=lambda done: bars.update(task, completed=done),
         )
     videos = json.loads(annotations.read_text())["videos"]
-    labels = torch.tensor([MOTIONS.index(video["category"]) for video in videos])
+    labels = torch.tensor([video["category"] for video in videos])
     return [folder / "videos" / f"{video['video_id']}.mp4" for video in videos], labels
 
 
