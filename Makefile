@@ -1,6 +1,6 @@
 PYTHON ?= python3
 VENV ?= .venv
-# A plain "torch" would fetch gigabytes of CUDA libraries that a CPU machine has no use for.
+# Installed before all else, so that no other package picks the build. Any requirement or wheel.
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 

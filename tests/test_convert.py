@@ -3,7 +3,7 @@
 import copy
 import pickle
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import pytest
@@ -34,9 +34,9 @@ from transformers import (
 )
 
 import tokenmix_ops as tm
-from tokenmix_ops import convert
 from tokenmix_ops.convert import ConvertedAttention
-from tokenmix_ops.modules import PackedProjection
+from tokenmix_ops.families import FAMILIES
+from tokenmix_ops.modules import PackedParameters, PackedProjection
 from tokenmix_ops.testing import max_error, tolerance
 from tokenmix_ops.video.encoder import VideoEncoder
 
@@ -350,6 +350,7 @@ WRONG_LAYERS = {
     "past the end": ((3,), "layer 3 does not exist: the tower has 3 layers"),
     "before the start": ((0, -4), "layer -4 does not exist: the tower has 3 layers"),
     "none": ((), "layers must name at least one layer, got none"),
+    "a fraction": ((1.0,), "layers must be whole numbers, got 1.0"),
     "a word": ("last", "layers must be a sequence of layer numbers or 'all', got 'last'"),
     "a number": (-1, "layers must be a sequence of layer numbers or 'all', got -1"),
 }
@@ -486,9 +487,11 @@ OWN_FAMILY = tm.VisionFamily(
 
 
 @pytest.fixture
-def own_family(monkeypatch):
-    monkeypatch.setattr(convert, "FAMILIES", list(convert.FAMILIES))
+def own_family():
+    kept = list(FAMILIES)
     tm.register_family(OWN_FAMILY)
+    yield
+    FAMILIES[:] = kept
 
 
 @pytest.mark.usefixtures("own_family")
@@ -526,10 +529,10 @@ def test_what_a_registered_family_refuses_is_named():
 
 @pytest.mark.usefixtures("own_family")
 def test_a_family_of_the_same_name_is_replaced():
-    count = len(convert.FAMILIES)
+    count = len(FAMILIES)
     other = tm.VisionFamily("my ViT", ("x.Y",), "x.Z", PackedProjection(), ())
     tm.register_family(other)
-    assert len(convert.FAMILIES) == count
+    assert len(FAMILIES) == count
     with pytest.raises(ValueError, match="OwnViT has no supported vision tower"):
         tm.mix_tokens(OwnViT())
 
@@ -634,7 +637,7 @@ def test_two_towers_are_told_apart():
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (dict(num_frames=0), "num_frames must be at least 1, got 0"),
+        (dict(num_frames=0), "num_frames must be a whole number, at least 1, got 0"),
         (dict(mixing="mixed"), "mixing must be a Mixing or one of 'paper', 'released', "),
     ],
 )
@@ -687,9 +690,9 @@ def test_backend_is_passed_on():
     model = tm.mix_tokens(make("BLIP"), FRAMES, backend="eager")
     assert [layer.backend for layer in converted(model)] == ["eager"]
     run("BLIP", model)
-    tm.mix_tokens(model, FRAMES, backend="fast")
     with pytest.raises(ValueError, match=r"^unknown backend 'fast' \(argument backend\)"):
-        run("BLIP", model)
+        tm.mix_tokens(model, FRAMES, backend="fast")
+    assert [layer.backend for layer in converted(model)] == ["eager"]
 
 
 def test_the_number_of_frames_can_change():
@@ -802,3 +805,95 @@ def test_token_mixing_tells_the_order_of_frames(mixing, order):
     one, other = encoder(clip), encoder(clip[:, ORDERS[order]])
     assert max_error(other.tokens, one.tokens[:, ORDERS[order]]) > 1e-3
     assert max_error(other.pooled, one.pooled) > 1e-3
+
+
+class Block(nn.Module):
+    """One layer of nn.MultiheadAttention, to be declared as a family."""
+
+    def __init__(self, **arguments):
+        super().__init__()
+        self.attn = nn.MultiheadAttention(DIM, HEADS, batch_first=True, **arguments)
+
+    def forward(self, tokens, **arguments):
+        return self.attn(tokens, tokens, tokens, **arguments)[0]
+
+
+@pytest.fixture
+def block_family():
+    kept = list(FAMILIES)
+    tm.register_family(
+        tm.VisionFamily(
+            "block",
+            (f"{__name__}.Block",),
+            "torch.nn.modules.activation.MultiheadAttention",
+            PackedParameters(),
+            ("out_proj",),
+            scale=None,
+            refuses=("bias_k", "bias_v", "q_proj_weight", "add_zero_attn"),
+        )
+    )
+    yield
+    FAMILIES[:] = kept
+
+
+@pytest.mark.usefixtures("block_family")
+def test_other_tensors_are_refused_whatever_they_are_called():
+    model = tm.mix_tokens(Block(), FRAMES)
+    tokens = torch.randn(VIDEOS * FRAMES, 10, DIM)
+    model(tokens, need_weights=False, attn_mask=None)
+    for name in ("attn_mask", "key_padding_mask", "position_embeddings"):
+        with pytest.raises(
+            ValueError, match=f"takes no attention mask and no other keys, got {name}"
+        ):
+            model(tokens, **{name: torch.ones(3)})
+    with pytest.raises(ValueError, match="got key, value"):
+        model.attn(tokens, key=tokens.clone(), value=tokens.clone())
+    with pytest.raises(ValueError, match="got is_causal"):
+        model(tokens, is_causal=True)
+
+
+@pytest.mark.usefixtures("block_family")
+def test_layers_that_do_more_are_refused():
+    for arguments, name in (
+        ({"add_zero_attn": True}, "add_zero_attn"),
+        ({"add_bias_kv": True}, "bias_k"),
+        ({"kdim": 5, "vdim": 5}, "q_proj_weight"),
+    ):
+        with pytest.raises(ValueError, match=f"MultiheadAttention with '{name}' is not supported"):
+            tm.mix_tokens(Block(**arguments), FRAMES)
+
+
+@pytest.mark.usefixtures("block_family")
+def test_parts_that_are_none_or_shared_survive():
+    model = Block(bias=False)
+    model.attn.again = model.attn.out_proj
+    tokens = torch.randn(VIDEOS * FRAMES, 10, DIM)
+    expected, layer, names = model(tokens), model.attn, list(model.state_dict())
+    tm.mix_tokens(model, FRAMES, "spatial")
+    assert torch.allclose(model(tokens), expected, atol=1e-6)
+    assert list(model.state_dict()) == names
+    assert tm.unmix_tokens(model).attn is layer
+    assert layer.again is layer.out_proj
+    assert torch.equal(model(tokens), expected)
+
+
+def test_hooks_on_a_layer_go_on_firing():
+    model, seen = make("BLIP"), []
+    layer = model.encoder.layers[-1].self_attn
+    handle = layer.register_forward_hook(lambda module, inputs, output: seen.append(output[0]))
+    run("BLIP", tm.mix_tokens(model, FRAMES))
+    assert len(seen) == 1
+    handle.remove()
+    run("BLIP", model)
+    assert len(seen) == 1
+
+
+def test_a_declaration_that_does_not_fit_is_named():
+    kept = list(FAMILIES)
+    blip = next(family for family in FAMILIES if family.name == "transformers BLIP")
+    try:
+        tm.register_family(replace(blip, output=("proj",)))
+        with pytest.raises(ValueError, match="declares 'proj', which BlipAttention lacks"):
+            tm.mix_tokens(make("BLIP"), FRAMES)
+    finally:
+        FAMILIES[:] = kept

@@ -21,6 +21,7 @@ FLOORS = (
     ("backends",),
     ("functional",),
     ("modules",),
+    ("families",),
     ("convert",),
     ("video.data", "video.metrics"),
     ("video.encoder",),

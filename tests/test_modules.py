@@ -395,7 +395,10 @@ def build(dim=DIM, num_heads=HEADS, num_frames=FRAMES, mixing="released", **argu
 WRONG_CALLS = {
     "dim": (lambda: build(dim=13), "dim = 13 must be a multiple of num_heads = 3"),
     "no heads": (lambda: build(num_heads=0), "dim = 12 must be a multiple of num_heads = 0"),
-    "no frames": (lambda: build(num_frames=0), "num_frames must be at least 1, got 0"),
+    "no frames": (
+        lambda: build(num_frames=0),
+        "num_frames must be a whole number, at least 1, got 0",
+    ),
     "queries": (
         lambda: build(queries="patches"),
         "queries must be 'all' or 'prefix', got 'patches'",
@@ -431,7 +434,7 @@ WRONG_CALLS = {
     ),
     "changed to no frames": (
         lambda: tm.set_num_frames(build(), 0),
-        "num_frames must be at least 1, got 0",
+        "num_frames must be a whole number, at least 1, got 0",
     ),
     "nothing mixes": (
         lambda: tm.set_num_frames(nn.Linear(2, 2), 4),

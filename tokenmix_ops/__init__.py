@@ -6,16 +6,11 @@ image ViT sees across frames with no new parameters (Token Mixing, AAAI 2023).
 
 from tokenmix_ops.backends import available as available_backends
 from tokenmix_ops.backends import use_backend
-from tokenmix_ops.convert import (
-    VisionFamily,
-    mix_tokens,
-    register_family,
-    set_num_frames,
-    unmix_tokens,
-)
+from tokenmix_ops.convert import mix_tokens, unmix_tokens
+from tokenmix_ops.families import VisionFamily, register_family
 from tokenmix_ops.functional import attention_weights, explain, token_mix_attention
 from tokenmix_ops.mixing import Mixing, Plan
-from tokenmix_ops.modules import TokenMixAttention
+from tokenmix_ops.modules import TokenMixAttention, set_num_frames
 
 __version__ = "0.1.0"
 

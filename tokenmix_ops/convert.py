@@ -1,182 +1,26 @@
-"""Swaps the attention layers of image ViTs for token mixing, in place and reversibly.
-
-A family of models is declared by a small `VisionFamily`: where its vision tower and attention
-layers are, and what their parts are called. Models are recognised by class name, so that no model
-library is imported here.
-"""
+"""Swaps the attention layers of image ViTs for token mixing, in place and reversibly."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from tokenmix_ops.families import FAMILIES, VisionFamily
 from tokenmix_ops.mixing import Mixing
-from tokenmix_ops.modules import (
-    PackedParameters,
-    PackedProjection,
-    Projection,
-    SeparateProjections,
-    TokenMixing,
-    set_num_frames,
+from tokenmix_ops.modules import TokenMixing, check_frames
+
+_PARTS = ("_modules", "_parameters", "_buffers")
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
 )
-
-__all__ = [
-    "ConvertedAttention",
-    "VisionFamily",
-    "mix_tokens",
-    "register_family",
-    "set_num_frames",
-    "unmix_tokens",
-]
-
-
-@dataclass(frozen=True)
-class VisionFamily:
-    """Where a family of image ViTs keeps its attention, and what its parts are called.
-
-    Attributes:
-        name: shown in errors.
-        towers: dotted class names of its vision towers; text towers next to them stay untouched.
-        attention: dotted class name of its attention layer.
-        projection: how a layer makes query, key and value.
-        output: children applied to the merged heads, in order.
-        num_heads, scale: attributes of a layer; ``scale`` None means head_dim ** -0.5.
-        attention_dropout: attribute of a layer holding a probability or an nn.Dropout.
-        query_norm, key_norm: children that normalise each head, if any.
-        num_prefix_tokens: leading tokens that are not patches, or a function of the tower.
-        returns_tuple: whether a layer returns ``(output, weights)`` or the output alone.
-        block: dotted class name of an attention layer's parent, where its own class is not enough.
-        refuses: attributes of a layer that must be None or absent, for what is not computed here.
-    """
-
-    name: str
-    towers: tuple[str, ...]
-    attention: str
-    projection: Projection
-    output: tuple[str, ...]
-    num_heads: str = "num_heads"
-    scale: str | None = "scale"
-    attention_dropout: str = "dropout"
-    query_norm: str | None = None
-    key_norm: str | None = None
-    num_prefix_tokens: int | Callable[[nn.Module], int] = 1
-    returns_tuple: bool = True
-    block: str | None = None
-    refuses: tuple[str, ...] = ()
-
-
-_HF = "transformers.models"
-_VIT = VisionFamily(
-    "transformers ViT",
-    (f"{_HF}.vit.modeling_vit.ViTModel",),
-    f"{_HF}.vit.modeling_vit.ViTAttention",
-    SeparateProjections(),
-    ("o_proj",),
-    num_heads="num_attention_heads",
-    scale="scaling",
-    attention_dropout="attention_dropout",
-)
-
-
-def _registers(tower: nn.Module) -> int:
-    return 1 + int(tower.config.num_register_tokens)  # type: ignore[union-attr, arg-type]
-
-
-def _of_tower(tower: nn.Module) -> int:
-    return int(tower.num_prefix_tokens)  # type: ignore[arg-type]
-
-
-def _dinov2(
-    name: str, module: str, prefix: str, num_prefix_tokens: int | Callable[[nn.Module], int]
-) -> list[VisionFamily]:
-    path = f"{_HF}.{module}.modeling_{module}.{prefix}"
-    current = replace(
-        _VIT,
-        name=f"transformers {name}",
-        towers=(f"{path}Model", f"{path}Backbone"),
-        attention=f"{path}Attention",
-        num_prefix_tokens=num_prefix_tokens,
-    )
-    # Up to transformers 5.17 an inner layer attends and its parent projects the output.
-    earlier = replace(
-        current,
-        name=f"{current.name}, earlier",
-        attention=f"{path}SelfAttention",
-        projection=SeparateProjections("query", "key", "value"),
-        output=(),
-        attention_dropout="dropout_prob",
-    )
-    return [current, earlier]
-
-
-FAMILIES: list[VisionFamily] = [
-    VisionFamily(
-        "transformers BLIP",
-        (f"{_HF}.blip.modeling_blip.BlipVisionModel",),
-        f"{_HF}.blip.modeling_blip.BlipAttention",
-        PackedProjection("qkv"),
-        ("projection",),
-    ),
-    VisionFamily(
-        "transformers BLIP-2",
-        (f"{_HF}.blip_2.modeling_blip_2.Blip2VisionModel",),
-        f"{_HF}.blip_2.modeling_blip_2.Blip2Attention",
-        PackedProjection("qkv"),
-        ("projection",),
-        attention_dropout="attention_dropout",
-    ),
-    VisionFamily(
-        "transformers CLIP",
-        (
-            f"{_HF}.clip.modeling_clip.CLIPVisionModel",
-            f"{_HF}.clip.modeling_clip.CLIPVisionTransformer",
-        ),
-        f"{_HF}.clip.modeling_clip.CLIPAttention",
-        SeparateProjections(),
-        ("out_proj",),
-    ),
-    VisionFamily(
-        "transformers SigLIP",
-        (
-            f"{_HF}.siglip.modeling_siglip.SiglipVisionModel",
-            f"{_HF}.siglip.modeling_siglip.SiglipVisionTransformer",
-        ),
-        f"{_HF}.siglip.modeling_siglip.SiglipAttention",
-        SeparateProjections(),
-        ("out_proj",),
-        num_prefix_tokens=0,
-    ),
-    _VIT,
-    *_dinov2("DINOv2", "dinov2", "Dinov2", 1),
-    *_dinov2("DINOv2 with registers", "dinov2_with_registers", "Dinov2WithRegisters", _registers),
-    VisionFamily(
-        "timm",
-        ("timm.models.vision_transformer.VisionTransformer",),
-        "timm.layers.attention.Attention",
-        PackedProjection("qkv"),
-        ("norm", "proj", "proj_drop"),
-        attention_dropout="attn_drop",
-        query_norm="q_norm",
-        key_norm="k_norm",
-        num_prefix_tokens=_of_tower,
-        returns_tuple=False,
-        refuses=("gate",),
-    ),
-    VisionFamily(
-        "open_clip",
-        ("open_clip.transformer.VisionTransformer",),
-        "torch.nn.modules.activation.MultiheadAttention",
-        PackedParameters("in_proj_weight", "in_proj_bias"),
-        ("out_proj",),
-        scale=None,
-        block="open_clip.transformer.ResidualAttentionBlock",
-        refuses=("bias_k", "bias_v"),
-    ),
-]
-"""The families that can be converted; `register_family` adds to them."""
 
 
 class ConvertedAttention(TokenMixing):
@@ -207,24 +51,26 @@ class ConvertedAttention(TokenMixing):
             backend=backend,
         )
         self.family = family
-        for name, child in original.named_children():
-            self.add_module(name, child)
-        for name, parameter in original.named_parameters(recurse=False):
-            self.register_parameter(name, parameter)
-        for name, buffer in original.named_buffers(recurse=False):
-            kept = name not in original._non_persistent_buffers_set
-            self.register_buffer(name, buffer, persistent=kept)
+        # None and shared entries count too; and hooks on the layer go on firing.
+        for part in _PARTS:
+            clash = [name for name in getattr(original, part) if name in vars(self)]
+            if clash:
+                raise ValueError(f"{type(original).__name__}: the name {clash[0]!r} is taken here")
+            getattr(self, part).update(getattr(original, part))
+        self._non_persistent_buffers_set = set(original._non_persistent_buffers_set)
+        for hooks in _HOOKS:
+            self.__dict__[hooks] = original.__dict__[hooks]
         self.training = original.training
         # Not through setattr, which would register the original as a child.
         self.__dict__["original"] = original
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """[batch * num_frames, num_tokens, dim] in and out, as the original layer returns it."""
-        masks = {name: kwargs.get(name) for name in ("attention_mask", "attn_mask", "is_causal")}
-        given = [name for name, value in masks.items() if value is not None and value is not False]
-        given += [
-            "a second tensor" for other in args if other is not None and other is not hidden_states
-        ]
+        # Whatever else a tower passes on is harmless, but never another tensor: that would be a
+        # mask, other keys, or position embeddings.
+        given = [name for name, value in kwargs.items() if _holds_tensor(value, hidden_states)]
+        given += ["is_causal"] * (kwargs.get("is_causal") is True)
+        given += ["a second tensor" for value in args if _holds_tensor(value, hidden_states)]
         if given:
             raise ValueError(
                 f"token mixing takes no attention mask and no other keys, got {', '.join(given)}"
@@ -245,12 +91,10 @@ class ConvertedAttention(TokenMixing):
     def restored(self) -> nn.Module:
         """The original layer, with what became of its parts since."""
         original: nn.Module = self.__dict__["original"]
-        for name in original._modules:
-            original._modules[name] = self._modules[name]
-        for name in original._parameters:
-            original._parameters[name] = self._parameters.get(name)
-        for name in original._buffers:
-            original._buffers[name] = self._buffers.get(name)
+        for part in _PARTS:
+            now = getattr(self, part)
+            for name in getattr(original, part):
+                getattr(original, part)[name] = now.get(name)
         # Not train(), which would also set the children's.
         original.training = self.training
         return original
@@ -295,11 +139,14 @@ def mix_tokens(
             if towers
             else f"{type(model).__name__} has no supported vision tower"
         )
-        supported = "; ".join(f"{f.name} ({f.towers[0].rsplit('.', 1)[1]})" for f in FAMILIES)
+        # Two declarations for versions of one model are one to the reader.
+        names = {f.towers: f"{f.name} ({f.towers[0].rsplit('.', 1)[1]})" for f in FAMILIES[::-1]}
+        supported = "; ".join(list(names.values())[::-1])
         raise ValueError(
             f"{problem}. Supported: {supported}. "
             "Declare others with tokenmix_ops.register_family(VisionFamily(...))"
         )
+    check_frames(num_frames)
     _, tower, family = towers[0]
     places = _attention_layers(tower, family)
     chosen = _chosen(layers, len(places))
@@ -335,11 +182,6 @@ def unmix_tokens(model: nn.Module) -> nn.Module:
     return model
 
 
-def register_family(family: VisionFamily) -> None:
-    """Lets `mix_tokens` convert models of another family; replaces one of the same name."""
-    FAMILIES[:] = [other for other in FAMILIES if other.name != family.name] + [family]
-
-
 def _family(module: nn.Module) -> VisionFamily | None:
     # Later registrations come first, so that a user's family can refine a shipped one.
     return next(
@@ -368,7 +210,7 @@ def _attention_layers(
         (parent, name, child)
         for parent in tower.modules()
         for name, child in parent.named_children()
-        if (child.family == family if isinstance(child, ConvertedAttention) else False)
+        if (isinstance(child, ConvertedAttention) and child.family.name == family.name)
         or (_is_a(child, family.attention) and (not family.block or _is_a(parent, family.block)))
     ]
 
@@ -380,6 +222,8 @@ def _chosen(layers: Iterable[int] | Literal["all"], count: int) -> Sequence[int]
         raise ValueError(f"layers must be a sequence of layer numbers or 'all', got {layers!r}")
     chosen = list(layers)
     for layer in chosen:
+        if type(layer) is not int:
+            raise ValueError(f"layers must be whole numbers, got {layer!r}")
         if not -count <= layer < count:
             raise ValueError(f"layer {layer} does not exist: the tower has {count} layers")
     if not chosen:
@@ -387,16 +231,28 @@ def _chosen(layers: Iterable[int] | Literal["all"], count: int) -> Sequence[int]
     return sorted({layer % count for layer in chosen})
 
 
+def _holds_tensor(value: Any, hidden_states: Tensor) -> bool:
+    values = value if isinstance(value, tuple | list) else (value,)
+    return any(isinstance(v, Tensor) and v is not hidden_states for v in values)
+
+
 def _refuse(layer: nn.Module, family: VisionFamily) -> None:
+    """Raises ValueError for a layer that is not as declared, or does more than token mixing."""
+    kind = type(layer).__name__
+    names = [family.num_heads, family.scale, family.query_norm, family.key_norm, *family.output]
+    missing = [name for name in names if name is not None and not hasattr(layer, name)]
+    if missing:
+        raise ValueError(f"family {family.name!r} declares {missing[0]!r}, which {kind} lacks")
     dropout = getattr(layer, family.attention_dropout, 0.0)
     probability = dropout.p if isinstance(dropout, nn.Dropout) else dropout
     if probability:
         raise ValueError(
-            f"token mixing has no attention dropout, but {type(layer).__name__} has "
+            f"token mixing has no attention dropout, but {kind} has "
             f"{family.attention_dropout} = {probability}; build the model with 0"
         )
     for name in family.refuses:
-        if getattr(layer, name, None) is not None:
-            raise ValueError(f"{type(layer).__name__} with {name!r} is not supported")
+        value = getattr(layer, name, None)
+        if value is not None and value is not False:
+            raise ValueError(f"{kind} with {name!r} is not supported")
     if getattr(layer, "batch_first", None) is False:
-        raise ValueError(f"{type(layer).__name__} with 'batch_first' = False is not supported")
+        raise ValueError(f"{kind} with 'batch_first' = False is not supported")

@@ -245,8 +245,8 @@ def plan_of(
             mixing.key_frame,
         )
     # A plan is of one layout: sizes that the compiler made symbolic get their values back.
-    layout = [guard_scalar(size) for size in (num_frames, num_tokens, num_prefix_tokens)]
-    return _constant_plan(values, *layout, device)
+    t, s, p = [int(guard_scalar(n)) for n in (num_frames, num_tokens, num_prefix_tokens)]
+    return _constant_plan(values, t, s, p, device)
 
 
 def _constant_plan(values: tuple[Any, ...], t: int, s: int, p: int, device: torch.device) -> Plan:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from tokenmix_ops.backends import check_name
 from tokenmix_ops.functional import attention_weights, token_mix_attention
 from tokenmix_ops.mixing import Mixing, plan_of
 
@@ -104,8 +105,11 @@ class TokenMixing(nn.Module):
         backend: str | None = None,
     ) -> None:
         super().__init__()
-        if num_frames < 1:
-            raise ValueError(f"num_frames must be at least 1, got {num_frames}")
+        check_frames(num_frames)
+        if num_prefix_tokens < 0:
+            raise ValueError(f"num_prefix_tokens must not be negative, got {num_prefix_tokens}")
+        if backend is not None:
+            check_name(backend, "argument backend")
         if queries not in ("all", "prefix"):
             raise ValueError(f"queries must be 'all' or 'prefix', got {queries!r}")
         if queries == "prefix" and num_prefix_tokens < 1:
@@ -242,13 +246,18 @@ class TokenMixAttention(TokenMixing):
         return output if weights is None else (output, weights)
 
 
+def check_frames(num_frames: int) -> None:
+    """ValueError unless it is a number of frames."""
+    if type(num_frames) is not int or num_frames < 1:
+        raise ValueError(f"num_frames must be a whole number, at least 1, got {num_frames!r}")
+
+
 def set_num_frames(model: nn.Module, num_frames: int) -> nn.Module:
     """Sets the frames of a video in every token-mixing layer of ``model``; returns the model.
 
     Raises ValueError if num_frames < 1 or no layer mixes.
     """
-    if num_frames < 1:
-        raise ValueError(f"num_frames must be at least 1, got {num_frames}")
+    check_frames(num_frames)
     layers = [module for module in model.modules() if isinstance(module, TokenMixing)]
     if not layers:
         raise ValueError(f"{type(model).__name__} has no token-mixing layer; call mix_tokens first")

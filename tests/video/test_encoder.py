@@ -1,5 +1,6 @@
 """The video encoder against plain models, and what it says of checkpoints that do not fit."""
 
+import json
 import pickle
 import re
 from pathlib import Path
@@ -19,6 +20,7 @@ from transformers import (
     CLIPVisionModel,
 )
 
+import tokenmix_ops as tm
 from tokenmix_ops.testing import max_error
 from tokenmix_ops.video import VideoEncoder, VideoEncoding, blip_vision_config
 from tokenmix_ops.video.encoder import resize_position_embedding
@@ -124,7 +126,7 @@ def test_the_number_of_frames_can_change():
     assert model.set_num_frames(3) is model
     pixels = clip(num_frames=3)
     assert torch.equal(model(pixels).tokens, encoder(num_frames=3)(pixels).tokens)
-    with pytest.raises(ValueError, match="num_frames must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="num_frames must be a whole number, at least 1, got 0"):
         model.set_num_frames(0)
     assert model.num_frames == 3
     model(pixels)
@@ -170,7 +172,10 @@ WRONG_BUILDS = {
         lambda: encoder(mixing_layers="last"),
         "layers must be a sequence of layer numbers or 'all', got 'last'",
     ),
-    "frames": (lambda: encoder(num_frames=0), "num_frames must be at least 1, got 0"),
+    "frames": (
+        lambda: encoder(num_frames=0),
+        "num_frames must be a whole number, at least 1, got 0",
+    ),
     "dropout": (
         lambda: VideoEncoder(blip_vision_config(attention_dropout=0.1, **VISION)),
         "token mixing has no attention dropout, but BlipAttention has dropout = 0.1; build the "
@@ -498,9 +503,9 @@ WRONG_CHECKPOINTS = {
     "another model": (
         lambda: from_original({"layer.weight": torch.zeros(2), "layer.bias": torch.zeros(2)}),
         "state_dict is not an original BLIP checkpoint (visual_encoder.blocks.0.attn.qkv.weight "
-        "and so on): it lacks embeddings.class_embedding, embeddings.position_embedding, "
-        "embeddings.patch_embedding.weight, encoder.layers.0.mlp.fc1.weight and begins with "
-        "layer.bias, layer.weight",
+        "and so on): it lacks a tensor for embeddings.class_embedding, "
+        "embeddings.position_embedding, embeddings.patch_embedding.weight, "
+        "encoder.layers.0.mlp.fc1.weight; it holds layer.bias, layer.weight",
     ),
     "without prefix but with text": (
         lambda: from_original({"text_decoder.x": torch.zeros(1), **without_prefix(changed(), "")}),
@@ -573,3 +578,31 @@ def test_files_that_are_no_checkpoint_are_refused(file, tmp_path):
     with pytest.raises(ValueError, match=f"^{re.escape(f'{path} {text}')}"):
         from_original(path)
     assert not (tmp_path / "touched").exists()
+
+
+def test_frames_are_those_of_the_layers():
+    encoder = VideoEncoder(BlipVisionConfig(**VISION), num_frames=FRAMES)
+    tm.set_num_frames(encoder, 2)
+    assert encoder.num_frames == 2
+    encoder(clip(num_frames=2))
+    with pytest.raises(ValueError, match="pixels must be"):
+        encoder(clip())
+    tm.mix_tokens(encoder, FRAMES, layers=(0,))
+    with pytest.raises(ValueError, match=r"layers are set to \[2, 4\] frames"):
+        encoder(clip())
+
+
+def test_only_blip_has_a_place(tmp_path):
+    with pytest.raises(ValueError, match="must be a BlipVisionConfig, got CLIPVisionConfig"):
+        VideoEncoder(CLIPVisionConfig(**VISION))
+    model = redraw(BlipVisionModel(BlipVisionConfig(**VISION)))
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for architectures, text in ((["Nonsense"], "is a Nonsense, wanted one of Blip"), (None, None)):
+        config["architectures"] = architectures
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        if text is None:
+            assert VideoEncoder.from_pretrained(tmp_path, num_frames=FRAMES)
+        else:
+            with pytest.raises(ValueError, match=text):
+                VideoEncoder.from_pretrained(tmp_path)

@@ -67,7 +67,7 @@ def use_backend(name: str) -> Iterator[None]:
     An argument ``backend=`` overrides it; it overrides the environment variable TOKENMIX_BACKEND.
     Raises ValueError if no backend has that name. Whether it can serve a call shows at the call.
     """
-    _check_name(name)
+    check_name(name)
     previous = _requests.stack
     _requests.stack = (*previous, name)
     try:
@@ -136,11 +136,12 @@ def _request(argument: str | None) -> tuple[str | None, str]:
         name, source = os.environ.get(VARIABLE, ""), f"environment variable {VARIABLE}"
     if not name:
         return None, "nobody"
-    _check_name(name, source)
+    check_name(name, source)
     return name, source
 
 
-def _check_name(name: str, source: str = "use_backend") -> None:
+def check_name(name: str, source: str = "use_backend") -> None:
+    """ValueError unless a backend has that name; ``source`` is who asked for it."""
     if name not in BACKENDS:
         raise ValueError(
             f"unknown backend {name!r} ({source}); known: {', '.join(map(repr, BACKENDS))}"

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import BlipVisionConfig, BlipVisionModel
 
 from tokenmix_ops.convert import mix_tokens
-from tokenmix_ops.convert import set_num_frames as set_num_frames_of
 from tokenmix_ops.mixing import Mixing
+from tokenmix_ops.modules import TokenMixing, set_num_frames
 
 Layers = Iterable[int] | Literal["all"]
 
@@ -25,6 +25,16 @@ ARCHITECTURES = {
     "vit-l16": dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16),
 }
 """The backbones of the paper: BLIP ViT-B/16 and ViT-L/16."""
+
+
+WITH_TOWER = {
+    "BlipForConditionalGeneration",
+    "BlipForImageTextRetrieval",
+    "BlipForQuestionAnswering",
+    "BlipModel",
+    "BlipVisionModel",
+}
+"""The models of transformers that hold BLIP's vision tower."""
 
 
 class VideoEncoding(NamedTuple):
@@ -58,21 +68,30 @@ class VideoEncoder(nn.Module):
         mixing_layers: Layers = (-1,),
     ) -> None:
         super().__init__()
+        if not isinstance(config, BlipVisionConfig):
+            raise ValueError(f"config must be a BlipVisionConfig, got {type(config).__name__}")
         self.vision_model = BlipVisionModel(config)
-        self.num_frames = num_frames
         mix_tokens(self.vision_model, num_frames, "spatial", layers="all")
-        layers = mixing_layers if isinstance(mixing_layers, str) else tuple(mixing_layers)
-        if layers:
-            mix_tokens(self.vision_model, num_frames, mixing, layers)
+        if not isinstance(mixing_layers, str | int):
+            mixing_layers = tuple(mixing_layers)
+        if mixing_layers != ():
+            mix_tokens(self.vision_model, num_frames, mixing, mixing_layers)
 
     @property
     def config(self) -> BlipVisionConfig:
         return self.vision_model.config
 
+    @property
+    def num_frames(self) -> int:
+        """Frames of a video; ValueError if the layers were set apart."""
+        frames = {m.num_frames for m in self.modules() if isinstance(m, TokenMixing)}
+        if len(frames) != 1:
+            raise ValueError(f"layers are set to {sorted(frames)} frames; call set_num_frames")
+        return frames.pop()
+
     def set_num_frames(self, num_frames: int) -> VideoEncoder:
         """Sets the frames of a video; returns the encoder."""
-        set_num_frames_of(self, num_frames)
-        self.num_frames = num_frames
+        set_num_frames(self, num_frames)
         return self
 
     def forward(self, pixels: Tensor) -> VideoEncoding:
@@ -108,9 +127,14 @@ class VideoEncoder(nn.Module):
         it is not a BLIP model or weights are missing, OSError (of transformers) if not found.
         """
         config = transformers.AutoConfig.from_pretrained(model)
-        if config.model_type not in ("blip", "blip_vision_model"):
+        known = {"blip": "BlipForConditionalGeneration", "blip_vision_model": "BlipVisionModel"}
+        if config.model_type not in known:
             raise ValueError(f"{model} is a {config.model_type!r} model, wanted a BLIP one")
-        architecture = (config.architectures or ["BlipVisionModel"])[0]
+        architecture = (config.architectures or [known[config.model_type]])[0]
+        if architecture not in WITH_TOWER:
+            raise ValueError(
+                f"{model} is a {architecture}, wanted one of {', '.join(sorted(WITH_TOWER))}"
+            )
         loaded, info = getattr(transformers, architecture).from_pretrained(
             model, output_loading_info=True
         )
@@ -273,11 +297,13 @@ def _vision_weights(state_dict: Mapping[str, Any], source: str) -> dict[str, Ten
         "embeddings.patch_embedding.weight",
         "encoder.layers.0.mlp.fc1.weight",
     )
-    missing = [name for name in needed if not isinstance(weights.get(name), Tensor)]
+    wrong = [name for name, weight in weights.items() if not isinstance(weight, Tensor)]
+    missing = [name for name in needed if name not in weights] or wrong
     if missing:
         raise ValueError(
             f"{source} is not an original BLIP checkpoint (visual_encoder.blocks.0.attn.qkv.weight "
-            f"and so on): it lacks {_some(missing)} and begins with {_some(sorted(state_dict)[:3])}"
+            f"and so on): it lacks a tensor for {_some(missing)}; it holds "
+            f"{_some(sorted(map(str, state_dict))[:3]) or 'nothing'}"
         )
     return weights
 
