@@ -13,13 +13,13 @@ demo: $(VENV)/ready ## Runs the main job in a few minutes; pictures and data go 
 	$(BIN)/tokenmix demo
 
 test: $(VENV)/ready ## Runs the test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 check: $(VENV)/ready ## Formatting, lint, types, import floors, rendered numbers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 0 tests/test_imports.py
+	$(BIN)/python -m pytest tests/test_imports.py
 	$(BIN)/tokenmix bench --check
 
 format: $(VENV)/ready ## Formats the code

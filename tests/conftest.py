@@ -6,6 +6,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+# Without it cuBLAS refuses to be deterministic.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 # Every worker has one core; more threads than that only fight.
 if os.environ.get("PYTEST_XDIST_WORKER"):
     torch.set_num_threads(1)

@@ -23,7 +23,7 @@ app.command(data, name="data", help="Makes and checks video data.")
 def demo(
     out: Path = Path("demo_out"),
     videos: Path | None = None,
-    steps: int = 600,
+    steps: int = 700,
     clips: int = 256,
     rounds: int = 9,
     json: bool = False,
