@@ -895,5 +895,18 @@ def test_a_declaration_that_does_not_fit_is_named():
         tm.register_family(replace(blip, output=("proj",)))
         with pytest.raises(ValueError, match="declares 'proj', which BlipAttention lacks"):
             tm.mix_tokens(make("BLIP"), FRAMES)
+        tm.register_family(replace(blip, projection=PackedProjection("in_proj")))
+        with pytest.raises(ValueError, match="declares 'in_proj', which BlipAttention lacks"):
+            tm.mix_tokens(make("BLIP"), FRAMES)
+        tm.register_family(replace(blip, attention="x.Y"))
+        with pytest.raises(ValueError, match=r"BlipVisionModel holds no x\.Y"):
+            tm.mix_tokens(make("BLIP"), FRAMES)
     finally:
         FAMILIES[:] = kept
+    for wrong, text in (
+        ({"towers": "a.B"}, "towers must be a tuple of names, got 'a.B'"),
+        ({"attention": "Attention"}, "'Attention' must be a dotted class name: module.Class"),
+        ({"projection": ("q", "k", "v")}, "projection must be a PackedProjection, "),
+    ):
+        with pytest.raises(ValueError, match=text):
+            replace(blip, **wrong)

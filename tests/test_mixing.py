@@ -89,7 +89,9 @@ def test_a_mixing_survives_repr_json_pickle_and_hashing(mixing):
     assert len(set(MIXINGS)) == len(MIXINGS)
 
 
-def test_what_json_leaves_out_is_as_in_the_factory():
+def test_what_is_left_out_is_as_in_the_factory():
+    assert Mixing("released") == Mixing.released()
+    assert Mixing("paper") == Mixing.paper()
     assert Mixing.from_json('{"kind": "released"}') == Mixing.released()
     wrapped = Mixing.from_json('{"kind": "adjacent", "offsets": [2], "wrap": true}')
     assert wrapped == Mixing.adjacent((2,), wrap=True)
@@ -181,6 +183,12 @@ ERRORS = {
         lambda: Mixing.from_json('{"kind": "from_index", "key_index": "x"}'),
         "key_index and key_frame must be tables in JSON",
     ),
+    "unknown field in JSON": (
+        lambda: Mixing.from_json('{"kind": "paper", "gain": 1}'),
+        "a mixing has no 'gain'; it has kind, cross_frame_gain, offsets, wrap, key_index, "
+        "key_frame",
+    ),
+    "no JSON": (lambda: Mixing.from_json("oops"), "not a mixing in JSON: oops"),
     "kind in JSON": (
         lambda: Mixing.from_json('{"kind": [1]}'),
         "unknown mixing kind [1]; known: paper, released, spatial, adjacent, temporal, joint, "

@@ -422,6 +422,18 @@ WRONG_CALLS = {
         "tokens must be [batch * num_frames, num_tokens, dim] or [batch, num_frames, num_tokens, "
         "dim] with num_frames = 4, got [4, 8, 10, 12]; tokenmix_ops.set_num_frames changes it",
     ),
+    "features": (
+        lambda: build()(torch.zeros(8, TOKENS, 11)),
+        "tokens must have dim = 12 features, got [8, 10, 11]",
+    ),
+    "negative prefix": (
+        lambda: build(num_prefix_tokens=-1),
+        "num_prefix_tokens must not be negative, got -1",
+    ),
+    "backend": (
+        lambda: build(backend="fast"),
+        "unknown backend 'fast' (argument backend); known: 'eager'",
+    ),
     "dimensions": (
         lambda: build()(torch.zeros(8, DIM)),
         "tokens must be [batch * num_frames, num_tokens, dim] or [batch, num_frames, num_tokens, "

@@ -10,13 +10,22 @@ from tokenmix_ops.convert import mix_tokens, unmix_tokens
 from tokenmix_ops.families import VisionFamily, register_family
 from tokenmix_ops.functional import attention_weights, explain, token_mix_attention
 from tokenmix_ops.mixing import Mixing, Plan
-from tokenmix_ops.modules import TokenMixAttention, set_num_frames
+from tokenmix_ops.modules import (
+    PackedParameters,
+    PackedProjection,
+    SeparateProjections,
+    TokenMixAttention,
+    set_num_frames,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Mixing",
+    "PackedParameters",
+    "PackedProjection",
     "Plan",
+    "SeparateProjections",
     "TokenMixAttention",
     "VisionFamily",
     "attention_weights",

@@ -139,6 +139,10 @@ def mix_tokens(
             if towers
             else f"{type(model).__name__} has no supported vision tower"
         )
+        bare = [(m, f) for m in model.modules() for f in FAMILIES if _is_a(m, *f.towers)]
+        if not towers and bare:
+            module, family = bare[-1]
+            problem += f": {type(module).__name__} holds no {family.attention}"
         # Two declarations for versions of one model are one to the reader.
         names = {f.towers: f"{f.name} ({f.towers[0].rsplit('.', 1)[1]})" for f in FAMILIES[::-1]}
         supported = "; ".join(list(names.values())[::-1])
@@ -240,10 +244,11 @@ def _refuse(layer: nn.Module, family: VisionFamily) -> None:
     """Raises ValueError for a layer that is not as declared, or does more than token mixing."""
     kind = type(layer).__name__
     names = [family.num_heads, family.scale, family.query_norm, family.key_norm, *family.output]
+    names += family.projection.parts
     missing = [name for name in names if name is not None and not hasattr(layer, name)]
     if missing:
         raise ValueError(f"family {family.name!r} declares {missing[0]!r}, which {kind} lacks")
-    dropout = getattr(layer, family.attention_dropout, 0.0)
+    dropout = getattr(layer, family.attention_dropout or "", 0.0)
     probability = dropout.p if isinstance(dropout, nn.Dropout) else dropout
     if probability:
         raise ValueError(

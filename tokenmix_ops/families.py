@@ -24,12 +24,15 @@ class VisionFamily:
 
     Attributes:
         name: shown in errors.
-        towers: dotted class names of its vision towers; text towers next to them stay untouched.
+        towers: dotted class names (module and class) of its vision towers; text towers next to
+            them stay untouched.
         attention: dotted class name of its attention layer.
-        projection: how a layer makes query, key and value.
+        projection: how a layer makes query, key and value: ``PackedProjection("qkv")`` for one
+            child that makes all three, ``SeparateProjections("q", "k", "v")`` for three children,
+            ``PackedParameters("in_proj_weight", "in_proj_bias")`` for parameters of the layer.
         output: children applied to the merged heads, in order.
         num_heads, scale: attributes of a layer; ``scale`` None means head_dim ** -0.5.
-        attention_dropout: attribute of a layer holding a probability or an nn.Dropout.
+        attention_dropout: attribute of a layer holding a probability or an nn.Dropout, if any.
         query_norm, key_norm: children that normalise each head, if any.
         num_prefix_tokens: leading tokens that are not patches, or a function of the tower.
         returns_tuple: whether a layer returns ``(output, weights)`` or the output alone.
@@ -44,13 +47,26 @@ class VisionFamily:
     output: tuple[str, ...]
     num_heads: str = "num_heads"
     scale: str | None = "scale"
-    attention_dropout: str = "dropout"
+    attention_dropout: str | None = "dropout"
     query_norm: str | None = None
     key_norm: str | None = None
     num_prefix_tokens: int | Callable[[nn.Module], int] = 1
     returns_tuple: bool = True
     block: str | None = None
     refuses: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("towers", "output", "refuses"):
+            if not isinstance(getattr(self, name), tuple):
+                raise ValueError(f"{name} must be a tuple of names, got {getattr(self, name)!r}")
+        for path in (*self.towers, self.attention):
+            if "." not in path:
+                raise ValueError(f"{path!r} must be a dotted class name: module.Class")
+        if not callable(self.projection):
+            raise ValueError(
+                "projection must be a PackedProjection, SeparateProjections or PackedParameters, "
+                f"got {self.projection!r}"
+            )
 
 
 _HF = "transformers.models"

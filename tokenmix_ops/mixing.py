@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -33,7 +33,8 @@ class Mixing:
     """
 
     kind: str
-    cross_frame_gain: float = 1.0
+    cross_frame_gain: float = None  # type: ignore[assignment]
+    """0.8 for "released", 1.0 for others, unless given."""
     offsets: tuple[int, ...] = ()
     wrap: bool = False
     # Tables of `from_index`, as JSON: hashed, compared and guarded by torch.compile as one value.
@@ -43,7 +44,10 @@ class Mixing:
     def __post_init__(self) -> None:
         if not isinstance(self.kind, str) or self.kind not in _RULES:
             raise ValueError(f"unknown mixing kind {self.kind!r}; known: {', '.join(_RULES)}")
-        object.__setattr__(self, "cross_frame_gain", _as_gain(self.cross_frame_gain))
+        gain = self.cross_frame_gain
+        if gain is None:
+            gain = 0.8 if self.kind == "released" else 1.0
+        object.__setattr__(self, "cross_frame_gain", _as_gain(gain))
         object.__setattr__(self, "offsets", _as_offsets(self.offsets))
         used = {"adjacent": {"offsets", "wrap"}, "from_index": {"key_index", "key_frame"}}
         needed = {"adjacent": "offsets", "from_index": "key_index"}.get(self.kind)
@@ -160,16 +164,20 @@ class Mixing:
 
     @classmethod
     def from_json(cls, text: str) -> Mixing:
-        """The mixing that `to_json` wrote; what is left out is as in the factory of its kind.
+        """The mixing that `to_json` wrote.
 
         Raises ValueError if the text is not one.
         """
-        given = json.loads(text)
-        known = {f.name for f in fields(cls)}
-        if not isinstance(given, dict) or "kind" not in given or not set(given) <= known:
+        try:
+            given = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"not a mixing in JSON: {text[:100]}") from error
+        if not isinstance(given, dict) or "kind" not in given:
             raise ValueError(f"not a mixing in JSON (an object with 'kind'): {text[:100]}")
-        if given["kind"] in NAMES:
-            return replace(_named(given["kind"]), **given)
+        known = [f.name for f in fields(cls)]
+        unknown = [name for name in given if name not in known]
+        if unknown:
+            raise ValueError(f"a mixing has no {unknown[0]!r}; it has {', '.join(known)}")
         return cls(**given)
 
     def __repr__(self) -> str:

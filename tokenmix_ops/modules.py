@@ -20,6 +20,11 @@ Queries = Literal["all", "prefix"]
 class Projection(Protocol):
     """How a module turns tokens into queries, keys and values."""
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Attributes of the module that it uses."""
+        ...
+
     def __call__(
         self, module: nn.Module, tokens: Tensor, num_queries: int, selected: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -37,6 +42,10 @@ class PackedProjection:
     """One child module whose output is query, key and value side by side."""
 
     child: str = "qkv"
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return (self.child,)
 
     def __call__(
         self, module: nn.Module, tokens: Tensor, num_queries: int, selected: Tensor | None
@@ -57,6 +66,10 @@ class PackedParameters:
     weight: str = "in_proj_weight"
     bias: str = "in_proj_bias"
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return (self.weight, self.bias)
+
     def __call__(
         self, module: nn.Module, tokens: Tensor, num_queries: int, selected: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -74,6 +87,10 @@ class SeparateProjections:
     query: str = "q_proj"
     key: str = "k_proj"
     value: str = "v_proj"
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return (self.query, self.key, self.value)
 
     def __call__(
         self, module: nn.Module, tokens: Tensor, num_queries: int, selected: Tensor | None
@@ -235,11 +252,16 @@ class TokenMixAttention(TokenMixing):
             queries=queries,
             backend=backend,
         )
+        self.dim = dim
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, device=device, dtype=dtype)
         self.proj = nn.Linear(dim, dim, bias=proj_bias, device=device, dtype=dtype)
 
     def forward(self, tokens: Tensor, need_weights: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """Attention over the video; with ``need_weights`` also the maps of `attend`."""
+        if tokens.shape[-1] != self.dim:
+            raise ValueError(
+                f"tokens must have dim = {self.dim} features, got {list(tokens.shape)}"
+            )
         mixed, weights = self.attend(tokens, need_weights)
         output = self.proj(mixed)
         output = output.flatten(0, 1) if tokens.dim() == 3 else output

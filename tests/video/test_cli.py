@@ -50,7 +50,7 @@ def test_shapes_writes_a_world(capsys, tmp_path):
 def test_a_mistake_is_one_sentence(capsys, tmp_path):
     status, out, err = run(capsys, "data", "shapes", str(tmp_path), "--size", "33")
     assert (status, out) == (1, "")
-    assert err.strip().splitlines()[-1].startswith("tokenmix: num_videos and fps must be")
+    assert err.strip().splitlines()[-1].startswith("tokenmix: size must be even, got 33")
     status, _, err = run(capsys, "bench", "--check", "--readme", str(tmp_path / "README.md"))
     assert status == 1
     assert "README.md" in err

@@ -113,7 +113,7 @@ def test_colour(tmp_path, colour, matrix, full_range, depth):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_frames": 0}, "num_frames is 0, it must be at least 1"),
+        ({"num_frames": 0}, "num_frames is 0, it must be a whole number, at least 1"),
         ({"sampling": "first"}, "sampling is 'first', it must be 'uniform' or 'random'"),
         ({"size": 0}, r"size is 0, it must be an int or \(height, width\), each at least 1"),
         ({"size": (8, -1)}, r"size is \(8, -1\), it must be"),
@@ -131,8 +131,15 @@ def test_argument_errors(arguments, message):
     assert not isinstance(caught.value, ClipError)
 
 
+def test_integers_are_not_normalised():
+    with pytest.raises(ValueError, match=r"floating point in \[0, 1\]: divide by 255"):
+        normalize_clip(torch.zeros(3, 4, 4, dtype=torch.uint8))
+
+
 def test_available_count_error():
-    with pytest.raises(ValueError, match="num_available is 0, it must be at least 1"):
+    with pytest.raises(
+        ValueError, match="num_available is 0, it must be a whole number, at least 1"
+    ):
         frame_indices(0, 1)
 
 

@@ -539,24 +539,24 @@ def write_truncated(path):
 
 UNREADABLE = {
     "missing": (lambda path: None, "does not exist"),
-    "directory": (lambda path: path.mkdir(), "cannot be read as a PyTorch checkpoint: "),
-    "empty": (lambda path: path.touch(), "cannot be read as a PyTorch checkpoint: "),
-    "truncated": (write_truncated, "cannot be read as a PyTorch checkpoint: "),
+    "directory": (lambda path: path.mkdir(), "cannot be read as a PyTorch checkpoint, "),
+    "empty": (lambda path: path.touch(), "cannot be read as a PyTorch checkpoint, "),
+    "truncated": (write_truncated, "cannot be read as a PyTorch checkpoint, "),
     "text": (
         lambda path: path.write_text("visual_encoder, a text\n"),
-        "cannot be read as a PyTorch checkpoint: ",
+        "cannot be read as a PyTorch checkpoint, ",
     ),
     "bytes": (
         lambda path: path.write_bytes(b"\x80\x02a" + bytes(range(256))),
-        "cannot be read as a PyTorch checkpoint: ",
+        "cannot be read as a PyTorch checkpoint, ",
     ),
     "another text": (
         lambda path: path.write_text("abort"),
-        "cannot be read as a PyTorch checkpoint: ",
+        "cannot be read as a PyTorch checkpoint, ",
     ),
     "plain pickle": (
         lambda path: path.write_bytes(pickle.dumps([1, 2], protocol=2)),
-        "cannot be read as a PyTorch checkpoint: ",
+        "cannot be read as a PyTorch checkpoint, ",
     ),
     "tensor": (
         lambda path: torch.save(torch.zeros(2), path),
@@ -564,7 +564,7 @@ UNREADABLE = {
     ),
     "class": (
         lambda path: torch.save({"model": Malicious(path.parent / "touched")}, path),
-        "cannot be read as a PyTorch checkpoint: Weights only load failed",
+        "cannot be read as a PyTorch checkpoint, UnpicklingError: Weights only load failed",
     ),
 }
 

@@ -119,11 +119,41 @@ def test_the_same_seed_writes_the_same_bytes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"num_videos": 0}, {"num_frames": 1}, {"size": 33}, {"size": 8}, {"fps": 0}]
+    ("wrong", "text"),
+    [
+        ({"num_videos": 0}, "num_videos must be at least 1, got 0"),
+        ({"num_frames": 1}, "num_frames must be at least 2, got 1"),
+        ({"size": 33}, "size must be even, got 33"),
+        ({"size": 8}, "size must be at least 16, got 8"),
+        ({"fps": 0}, "fps must be at least 1, got 0"),
+    ],
 )
-def test_impossible_worlds_are_refused(tmp_path, wrong):
-    with pytest.raises(ValueError, match="num_videos and fps must be at least 1"):
+def test_impossible_worlds_are_refused(tmp_path, wrong, text):
+    with pytest.raises(ValueError, match=text):
         write_world(tmp_path, **wrong)
+
+
+def test_a_world_that_ends_early_names_no_video_and_is_replaced(tmp_path):
+    write_world(tmp_path, 4, size=32)
+
+    def stop(done):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_world(tmp_path, 3, seed=1, size=32, progress=stop)
+    assert json.loads((tmp_path / "annotations.json").read_text())["videos"] == []
+    path = write_world(tmp_path, 2, size=32)
+    assert len(json.loads(path.read_text())["videos"]) == 2
+    assert sorted(p.name for p in (tmp_path / "videos").iterdir()) == ["video0.mp4", "video1.mp4"]
+
+
+def test_videos_of_others_are_left_alone(tmp_path):
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "video0.mp4").write_bytes(b"mine")
+    with pytest.raises(ValueError, match="holds other files; choose another folder"):
+        write_world(tmp_path, 1, size=32)
+    assert (tmp_path / "videos" / "video0.mp4").read_bytes() == b"mine"
 
 
 def test_frames_of_the_wrong_shape_are_refused(tmp_path):

@@ -38,7 +38,7 @@ def demo(
     Args:
         out: folder for the picture demo.png, the figures demo.json and the clips.
         videos: a folder of your own videos, in place of generated ones; nothing is trained then.
-        steps: training steps of each tower.
+        steps: training steps of each tower, at least 2.
         clips: how many video files to write and to test on.
         rounds: how often each layer is timed.
         json: print the figures as JSON, and progress on standard error.
@@ -144,8 +144,8 @@ def shapes(
         out: folder to write into.
         videos: how many clips.
         seed: what the clips are drawn from.
-        frames: frames of a clip.
-        size: side of the square picture in pixels, even.
+        frames: frames of a clip, at least 2.
+        size: side of the square picture in pixels, even, at least 16.
         fps: frames a second.
     """
     from tokenmix_ops.video.data.shapes import write_world

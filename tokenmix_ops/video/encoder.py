@@ -38,12 +38,14 @@ WITH_TOWER = {
 
 
 class VideoEncoding(NamedTuple):
-    """What a `VideoEncoder` returns."""
+    """What a `VideoEncoder` returns.
+
+    ``tokens`` [batch, num_frames, num_tokens, dim], after the final norm; ``pooled`` [batch, dim],
+    the mean of the frames' [CLS] tokens.
+    """
 
     tokens: Tensor
-    """[batch, num_frames, num_tokens, dim], after the final norm."""
     pooled: Tensor
-    """[batch, dim]: the mean of the frames' [CLS] tokens."""
 
 
 class VideoEncoder(nn.Module):
@@ -314,7 +316,8 @@ def _read_checkpoint(path: Path) -> Mapping[str, Any]:
     except FileNotFoundError as error:
         raise ValueError(f"{path} does not exist") from error
     except Exception as error:  # whatever the bytes of a damaged file lead to
-        raise ValueError(f"{path} cannot be read as a PyTorch checkpoint: {error}") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} cannot be read as a PyTorch checkpoint, {reason}") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a checkpoint's mapping")
     return content

@@ -39,8 +39,8 @@ def frame_indices(
     ValueError for counts below 1 and other samplings.
     """
     for name, value in (("num_available", num_available), ("num_frames", num_frames)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}, it must be at least 1")
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{name} is {value!r}, it must be a whole number, at least 1")
     if sampling not in ("uniform", "random"):
         raise ValueError(f"sampling is {sampling!r}, it must be 'uniform' or 'random'")
     if sampling == "random" and num_available >= num_frames:
@@ -60,7 +60,8 @@ def read_clip(
     """Read chosen frames of a video file or image folder as float32 RGB in [0, 1].
 
     Returns [num_frames, 3, height, width]: upright frames, each resized without crop (bicubic,
-    antialiased) to `size`, an int or (height, width). `start` and `end` are seconds after the
+    antialiased) to `size`, an int or (height, width). `sampling` is "uniform" or "random"; a clip
+    with fewer frames than asked for repeats them. `start` and `end` are seconds after the
     video's first frame; `frame_indices` chooses among the frames whose time is in [start, end).
     Of several video streams the default one is read, then the largest. Raises ValueError for
     arguments out of range and ClipError for what is wrong with the path. A chosen frame that
@@ -109,8 +110,12 @@ def read_clip(
 def normalize_clip(clip: Tensor) -> Tensor:
     """Normalise RGB [..., 3, height, width] in [0, 1] by CLIP's mean and standard deviation.
 
-    Raises ValueError for another shape.
+    Raises ValueError for another shape, or for integers, which are in [0, 255].
     """
+    if not clip.is_floating_point():
+        raise ValueError(
+            f"clip is {clip.dtype}, it must be floating point in [0, 1]: divide by 255"
+        )
     if clip.dim() < 3 or clip.shape[-3] != 3:
         raise ValueError(f"clip has shape {tuple(clip.shape)}, it must be [..., 3, height, width]")
     mean = clip.new_tensor(CLIP_MEAN).view(3, 1, 1)

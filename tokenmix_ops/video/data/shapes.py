@@ -31,6 +31,9 @@ COLOURS = {
     "white": (0.95, 0.95, 0.95),
 }
 
+DESCRIPTION = "moving shapes"
+"""What ``info`` says in the annotations of a world."""
+
 _MARGIN = 0.20
 _SPAN = (0.45, 0.55)
 
@@ -157,24 +160,41 @@ def write_world(
     """Writes clips as ``videos/video<i>.mp4`` and their captions in MSR-VTT's annotation format.
 
     The same seed gives the same files. Eight of ten videos are for training, one each for
-    validation and test. ``progress`` is called with the number of clips done. Returns the path of
-    ``annotations.json``, which is written last. Raises ValueError on sizes below 1 or an odd
-    ``size``, OSError if it cannot write.
+    validation and test. An earlier world in the folder is replaced; until all is written
+    ``annotations.json`` names no video. ``progress`` is called with the number of clips done.
+    Returns the path of ``annotations.json``. Raises ValueError on sizes that cannot be or a folder
+    that holds other videos, OSError if it cannot write.
     """
-    if num_videos < 1 or num_frames < 2 or fps < 1 or size < 16 or size % 2:
-        raise ValueError(
-            "num_videos and fps must be at least 1, num_frames at least 2, size even and at least "
-            f"16; got {num_videos}, {fps}, {num_frames}, {size}"
-        )
+    for name, value, least in (
+        ("num_videos", num_videos, 1),
+        ("num_frames", num_frames, 2),
+        ("size", size, 16),
+        ("fps", fps, 1),
+    ):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+    if size % 2:
+        raise ValueError(f"size must be even, got {size}")
     videos_folder = Path(folder) / "videos"
     videos_folder.mkdir(parents=True, exist_ok=True)
+    path = Path(folder) / "annotations.json"
+    info = {"description": DESCRIPTION, "seed": seed, "size": size, "num_frames": num_frames}
+    old = list(videos_folder.iterdir())
+    if old and not _is_world(path):
+        raise ValueError(f"{videos_folder} holds other files; choose another folder")
+    # Should this end early, what an earlier world left must not pass for this one's.
+    _write_annotations(path, info, [], [])
+    for file in old:
+        file.unlink()
     generator = torch.Generator().manual_seed(seed)
     scenes = sample_scenes(num_videos, num_frames, generator)
     videos: list[dict[str, object]] = []
     sentences: list[dict[str, object]] = []
     for index in range(num_videos):
         one = Scenes(**{name: value[index : index + 1] for name, value in vars(scenes).items()})
-        write_video(videos_folder / f"video{index}.mp4", render(one, size)[0], fps)
+        file = videos_folder / f"video{index}.mp4"
+        write_video(file.with_suffix(".part"), render(one, size)[0], fps)
+        file.with_suffix(".part").replace(file)
         split = {8: "validate", 9: "test"}.get(index % 10, "train")
         videos.append(
             {
@@ -192,11 +212,26 @@ def write_world(
             )
         if progress is not None:
             progress(index + 1)
-    info = {"description": "moving shapes", "seed": seed, "size": size, "num_frames": num_frames}
-    path = Path(folder) / "annotations.json"
+    _write_annotations(path, info, videos, sentences)
+    return path
+
+
+def _is_world(annotations: Path) -> bool:
+    """Whether `write_world` wrote the file."""
+    try:
+        return json.loads(annotations.read_text())["info"]["description"] == DESCRIPTION
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _write_annotations(
+    path: Path,
+    info: dict[str, object],
+    videos: list[dict[str, object]],
+    sentences: list[dict[str, object]],
+) -> None:
     unfinished = path.with_suffix(".json.part")
     unfinished.write_text(
         json.dumps({"info": info, "videos": videos, "sentences": sentences}, indent=1)
     )
     unfinished.replace(path)
-    return path
