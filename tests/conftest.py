@@ -24,8 +24,11 @@ settings.load_profile("project")
 
 @pytest.fixture(autouse=True)
 def _poisoned_memory():
-    """Deterministic algorithms, and every new allocation full of NaN: what is not written shows."""
-    torch.use_deterministic_algorithms(True)
+    """Every new allocation full of NaN, so that what is not written shows.
+
+    PyTorch does so in its deterministic mode; on GPUs some of its operators only warn in that.
+    """
+    torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
     torch.use_deterministic_algorithms(False)
