@@ -37,3 +37,15 @@ def _poisoned_memory():
 @pytest.fixture(params=["cpu"] + ["cuda"] * torch.cuda.is_available())
 def device(request):
     return request.param
+
+
+@pytest.fixture
+def assert_says():
+    """Checks that a call raises ValueError with exactly this text."""
+
+    def check(call, text):
+        with pytest.raises(ValueError) as error:
+            call()
+        assert str(error.value) == text
+
+    return check

@@ -443,8 +443,5 @@ WRONG_CALLS = {
 
 
 @pytest.mark.parametrize("wrong", WRONG_CALLS)
-def test_wrong_calls_are_named(wrong):
-    wrong_call, text = WRONG_CALLS[wrong]
-    with pytest.raises(ValueError) as error:
-        wrong_call()
-    assert str(error.value) == text
+def test_wrong_calls_are_named(wrong, assert_says):
+    assert_says(*WRONG_CALLS[wrong])

@@ -249,11 +249,8 @@ ERRORS = {
 
 
 @pytest.mark.parametrize("wrong", ERRORS)
-def test_errors_say_what_is_wrong(wrong):
-    call, text = ERRORS[wrong]
-    with pytest.raises(ValueError) as error:
-        call()
-    assert str(error.value) == text
+def test_errors_say_what_is_wrong(wrong, assert_says):
+    assert_says(*ERRORS[wrong])
 
 
 def test_equal_mixings_hash_alike_in_every_process_that_unpickles_them(tmp_path):

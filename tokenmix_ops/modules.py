@@ -182,11 +182,8 @@ class TokenMixing(nn.Module):
 
     def _as_video(self, tokens: Tensor) -> Tensor:
         if tokens.dim() == 3 and tokens.shape[0] % self.num_frames == 0:
-            return (
-                tokens.unflatten(0, (-1, self.num_frames))
-                if tokens.shape[0]
-                else (tokens.reshape(0, self.num_frames, *tokens.shape[1:]))
-            )
+            batch = tokens.shape[0] // self.num_frames
+            return tokens.reshape(batch, self.num_frames, *tokens.shape[1:])
         if tokens.dim() == 4 and tokens.shape[1] == self.num_frames:
             return tokens
         raise ValueError(

@@ -54,6 +54,8 @@ def run(
         paths, labels = _find_videos(videos), None
     pixels, paths, unreadable = _read_clips(paths, console)
     figures["clips"] = {"read": len(paths), "unreadable": unreadable}
+    if labels is not None and unreadable:
+        raise DemoError("clips that were just written cannot be read; is the disk full?")
     if labels is not None:
         figures["clips"]["psnr_db"] = _fidelity(pixels, len(labels), console)
     figures["reversal"] = _compare_reversed(pixels, console)
