@@ -9,6 +9,10 @@ from hypothesis import HealthCheck, settings
 # Without it cuBLAS refuses to be deterministic.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
+# Without a GPU the Triton kernels run under Triton's interpreter; it is asked for before an import.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # Every worker has one core; more threads than that only fight.
 if os.environ.get("PYTEST_XDIST_WORKER"):
     torch.set_num_threads(1)

@@ -12,6 +12,7 @@ import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any, Literal
 
 import torch
@@ -224,9 +225,21 @@ class Plan:
     """Whether any query meets a key whose logit the gain changes."""
     own_tokens: bool
     """Whether every row names the tokens of its own group (video, frame or token), in order."""
+    num_full_tokens: int | None
+    """n if the keys follow the strided rule, so that nobody has to read the tables: the first n
+    tokens of every frame of the row's group, frame by frame, then of each later token n + i the
+    one in frame i mod (frames of the group). None if they do not."""
     is_cross_frame: Tensor
     """bool, True where the gain applies: [num_frames, num_keys], of query frame t and slot j; or
     [num_tokens, num_frames, num_keys], of query token s too, if the rows are of tokens."""
+    token_order: Tensor
+    """int32 [num_frames * num_tokens]: all tokens, those that the same rows use side by side and
+    the unused ones last; empty, like the next two, where no gradient needs the table."""
+    use_start: Tensor
+    """int32 [num_frames * num_tokens + 1]: where each token's part of ``uses`` begins and ends."""
+    uses: Tensor
+    """int32 [num_rows * num_keys]: flat slots ``row * num_keys + slot``, by token, then in order:
+    the inverse of ``key_index``."""
 
 
 def plan_of(
@@ -366,8 +379,43 @@ def _table(mixing: Mixing, t: int, s: int, p: int) -> _Table:
         cross_frame_gain=mixing.cross_frame_gain,
         scales_logits=mixing.cross_frame_gain != 1.0 and meets_other_frame,
         own_tokens=index == own,
+        num_full_tokens=_num_full_tokens(index, frame, rows, t, s, p),
     )
     return _Table(index, frame, facts)
+
+
+def _num_full_tokens(
+    index: list[list[int]], frame: list[list[int]], rows: Rows, t: int, s: int, p: int
+) -> int | None:
+    """`Plan.num_full_tokens` of the tables; the counts leave one candidate to compare with."""
+    group = t if rows == "shared" else 1
+    full, remainder = divmod(len(index[0]) - s, max(group - 1, 1))
+    if rows == "token" or remainder or not 0 <= full <= s or (group == 1 and full):
+        return None
+    keys = [(f, k) for f in range(group) for k in range(full)]
+    keys += [((k - full) % group, k) for k in range(full, s)]
+    for row, (indices, frames) in enumerate(zip(index, frame, strict=True)):
+        first = 0 if rows == "shared" else row
+        if indices != [(first + f) * s + k for f, k in keys]:
+            return None
+        if frames != [-1 if k < p else first + f for f, k in keys]:
+            return None
+    return full
+
+
+def _inverse(table: _Table) -> tuple[list[int], list[int], list[int]]:
+    """`Plan.token_order`, `Plan.use_start` and `Plan.uses` of a table."""
+    num_keys = table.facts["num_keys"]
+    slots: list[list[int]] = [
+        [] for _ in range(table.facts["num_frames"] * table.facts["num_tokens"])
+    ]
+    for row, keys in enumerate(table.key_index):
+        for slot, token in enumerate(keys):
+            slots[token].append(row * num_keys + slot)
+    users = [[slot // num_keys for slot in of_token] for of_token in slots]
+    order = sorted(range(len(slots)), key=lambda token: (not users[token], users[token], token))
+    start = [0, *accumulate(map(len, slots))]
+    return order, start, [slot for of_token in slots for slot in of_token]
 
 
 @lru_cache(maxsize=256)
@@ -379,8 +427,19 @@ def _plan(table: _Table, device: torch.device) -> Plan:
         query_frame = torch.arange(table.facts["num_frames"], device=device).unsqueeze(-1)
         of_key = key_frame.unsqueeze(1) if table.facts["rows"] == "token" else key_frame
         is_cross_frame = (of_key != query_frame) & (of_key != -1)
+        strided = table.facts["num_full_tokens"] is not None
+        inverse = ([], [], []) if strided or table.facts["rows"] == "token" else _inverse(table)
+        token_order, use_start, uses = (
+            torch.tensor(part, dtype=torch.int32, device=device) for part in inverse
+        )
     return Plan(
-        key_index=key_index, key_frame=key_frame, is_cross_frame=is_cross_frame, **table.facts
+        key_index=key_index,
+        key_frame=key_frame,
+        is_cross_frame=is_cross_frame,
+        token_order=token_order,
+        use_start=use_start,
+        uses=uses,
+        **table.facts,
     )
 
 

@@ -1,7 +1,8 @@
 """The ways of computing token-mixing attention, and which of them a call uses.
 
-A backend is a module with ``name``, ``unavailable()``, ``unsupported(query, key, value, plan)`` and
-``token_mix_attention(query, key, value, plan, scale)``. Importing one needs nothing but PyTorch:
+A backend is a module with ``name``, ``unavailable()``, ``unsupported(query, key, value, plan)``,
+``not_preferred(query, key, value, plan)`` and ``token_mix_attention(query, key, value, plan,
+scale)``. Importing one needs nothing but PyTorch:
 what else it stands on (a compiler, a GPU, a built library) it looks for when asked, and says what
 is missing.
 """
@@ -17,7 +18,7 @@ from typing import Protocol, cast
 
 from torch import Tensor
 
-from tokenmix_ops.backends import eager
+from tokenmix_ops.backends import eager, triton
 from tokenmix_ops.mixing import Plan
 
 VARIABLE = "TOKENMIX_BACKEND"
@@ -30,12 +31,16 @@ class Backend(Protocol):
 
     def unsupported(self, query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> str | None: ...
 
+    def not_preferred(
+        self, query: Tensor, key: Tensor, value: Tensor, plan: Plan
+    ) -> str | None: ...
+
     def token_mix_attention(
         self, query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float
     ) -> Tensor: ...
 
 
-BACKENDS: dict[str, Backend] = {module.name: cast(Backend, module) for module in (eager,)}
+BACKENDS: dict[str, Backend] = {module.name: cast(Backend, module) for module in (triton, eager)}
 """From the fastest to the one that always works: the order of the automatic choice."""
 
 
@@ -84,7 +89,7 @@ def available() -> list[str]:
 def select(
     query: Tensor, key: Tensor, value: Tensor, plan: Plan, requested: str | None = None
 ) -> Backend:
-    """The backend for a call: the requested one, else the first that can compute it.
+    """The backend for a call: the requested one, else the first that can and is known to pay.
 
     Raises ValueError for an unknown name, RuntimeError if the requested one cannot compute the
     call; a request is never replaced by another backend in silence.
@@ -92,7 +97,7 @@ def select(
     requested, source = _request(requested)
     if requested is None:
         for name in BACKENDS:
-            if _refusal(name, query, key, value, plan) is None:
+            if _passed_over(name, query, key, value, plan) is None:
                 return BACKENDS[name]
     else:
         refusal = _refusal(requested, query, key, value, plan)
@@ -103,7 +108,8 @@ def select(
             f"backend {requested!r} ({source}) cannot compute this call: {refusal}; "
             f"nearest that can: {able[0] if able else 'none'}"
         )
-    raise RuntimeError(f"no backend can compute this call:\n{_refusals(query, key, value, plan)}")
+    reasons = [f"{name}: {_passed_over(name, query, key, value, plan)}" for name in BACKENDS]
+    raise RuntimeError("no backend can compute this call:\n" + "\n".join(reasons))
 
 
 def explain(
@@ -112,12 +118,12 @@ def explain(
     """What `select` would answer, and why each other backend would not run."""
     chosen = select(query, key, value, plan, requested).name
     requested, source = _request(requested)
-    because = "the first that can" if requested is None else f"requested by {source}"
+    because = "the fastest known" if requested is None else f"requested by {source}"
     others = {}
     for name in BACKENDS:
         if name != chosen:
-            refusal = _refusal(name, query, key, value, plan)
-            others[name] = f"not used: {refusal or 'another one comes first'}"
+            reason = _passed_over(name, query, key, value, plan)
+            others[name] = f"not used: {reason or 'another one comes first'}"
     return Explanation(chosen, because, others)
 
 
@@ -153,5 +159,7 @@ def _refusal(name: str, query: Tensor, key: Tensor, value: Tensor, plan: Plan) -
     return backend.unavailable() or backend.unsupported(query, key, value, plan)
 
 
-def _refusals(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> str:
-    return "\n".join(f"{n}: {_refusal(n, query, key, value, plan)}" for n in BACKENDS)
+def _passed_over(name: str, query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> str | None:
+    """Why the automatic choice does not take a backend; None if it may."""
+    refusal = _refusal(name, query, key, value, plan)
+    return refusal or BACKENDS[name].not_preferred(query, key, value, plan)

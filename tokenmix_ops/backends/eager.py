@@ -26,6 +26,11 @@ def unsupported(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> str | 
     return None
 
 
+def not_preferred(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> str | None:
+    """Why the automatic choice passes over the backend for a call that it can compute."""
+    return None
+
+
 def token_mix_attention(
     query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float
 ) -> Tensor:

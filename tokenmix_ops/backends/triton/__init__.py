@@ -1,0 +1,90 @@
+"""Token-mixing attention by fused Triton kernels, forward and backward.
+
+They read keys and values where a plan says they are, in the caller's own layout, and never hold the
+mixed tensors. On CUDA GPUs; on CPU tensors only under Triton's interpreter (TRITON_INTERPRET=1),
+for trying and testing.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenmix_ops import ops
+from tokenmix_ops.mixing import Plan
+
+name = "triton"
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+MAX_HEAD_DIM = 256
+
+
+def unavailable() -> str | None:
+    """Why this machine cannot run the backend; None if it can."""
+    if find_spec("triton") is None:
+        return "Triton is not installed; pip install 'tokenmix_ops[triton]'"
+    if not interpreted() and not torch.cuda.is_available():
+        return "no CUDA GPU (TRITON_INTERPRET=1 in the environment runs it on a CPU, very slowly)"
+    return None
+
+
+def interpreted() -> bool:
+    """Whether Triton's interpreter stands in for its compiler in this process."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+
+
+def unsupported(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> str | None:
+    """Why the backend cannot compute this call; None if it can."""
+    if query.dtype not in DTYPES:
+        return f"computes float16, bfloat16 and float32, not {query.dtype}"
+    if plan.rows == "token":
+        return f"keys of {plan.mixing!r} depend on the query's token"
+    if query.shape[-1] > MAX_HEAD_DIM:
+        return f"head_dim is at most {MAX_HEAD_DIM}, got {query.shape[-1]}"
+    if query.device.type != ("cpu" if interpreted() else "cuda"):
+        wanted = "a CPU, under Triton's interpreter" if interpreted() else "a CUDA GPU"
+        return f"needs tensors on {wanted}, got {query.device}"
+    if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack():
+        return "has no rules for the transforms of torch.func"
+    return None
+
+
+def not_preferred(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> str | None:
+    """Why the automatic choice passes over the backend for a call that it can compute."""
+    if interpreted():
+        return "slow under Triton's interpreter; ask for it by name"
+    from tokenmix_ops.backends.triton import launch
+
+    architecture = launch.architecture(query.device)
+    bits, head_dim = 8 * query.element_size(), query.shape[-1]
+    if any(e["dtype_bits"] == bits and head_dim <= e["head_dim"] for e in architecture.fastest):
+        return None
+    return (
+        f"not measured to be the fastest for {query.dtype} and head_dim {head_dim} on "
+        f"{architecture.name}; ask for it by name"
+    )
+
+
+def token_mix_attention(
+    query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float
+) -> Tensor:
+    """Shapes as in `tokenmix_ops.token_mix_attention`, which has checked them."""
+    return ops.attention(name, query, key, value, plan, scale)
+
+
+def _forward(*arguments: Any) -> tuple[Tensor, ...]:
+    from tokenmix_ops.backends.triton import launch
+
+    return launch.forward(*arguments)
+
+
+def _backward(*arguments: Any) -> tuple[Tensor, ...]:
+    from tokenmix_ops.backends.triton import launch
+
+    return launch.backward(*arguments)
+
+
+ops.define(name, _forward, _backward)

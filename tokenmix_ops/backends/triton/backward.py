@@ -1,0 +1,374 @@
+"""Backward kernels. None needs atomics: the same input gives the same bits.
+
+``bwd_resident_kernel`` holds all keys of a row and its gradients in one program: five products, and
+nothing is read or written twice. For more keys, or too few programs to fill a GPU that way, two
+kernels: ``bwd_query_kernel`` walks over the keys of a tile of queries, ``bwd_key_kernel`` over the
+queries of a tile of keys.
+
+With P = exp(logits - lse), dP = dO V' and delta = sum(dO O): dS = P (dP - delta), times the gain;
+dV = P' dO, dQ = scale dS K, dK = scale dS' Q.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from tokenmix_ops.backends.triton.keys import (
+    LOG2E,
+    add_product,
+    gains_of,
+    key_frames,
+    key_offsets,
+    load_rows,
+    place,
+    product,
+    query_frames,
+    query_offsets,
+    store_rows,
+)
+
+
+@triton.jit
+def _weights_and_slopes(
+    keys, values, rows, grads, lse_rows, delta, used, of_keys, of_queries, gain, scale2,
+    MASKED: tl.constexpr, L: tl.constexpr,
+):  # fmt: skip
+    """P and dS without its scale, both [keys, queries], 0 for keys that are not ``used``."""
+    scores = product(keys, tl.trans(rows), L)
+    if L.gains:
+        gains = gains_of(of_queries[None, :], of_keys[:, None], gain)
+        scores *= gains
+    weights = tl.exp2(scores * scale2 - lse_rows[None, :])
+    if MASKED:
+        weights = tl.where(used[:, None], weights, 0.0)
+    slopes = product(values, tl.trans(grads), L)
+    slopes = weights * (slopes - delta[None, :])
+    if L.gains:
+        slopes *= gains
+    return weights, slopes
+
+
+@triton.jit
+def _store_zeros(
+    key_grad, value_grad, first, row, stride_kt, stride_ks, stride_vt, stride_vs,
+    WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, L: tl.constexpr,
+):  # fmt: skip
+    """Zero gradients of the tokens that the strided rule leaves out, counted from ``first``."""
+    others: tl.constexpr = L.group_frames - 1
+    left_out = first + tl.arange(0, WIDTH)
+    rest = left_out // others
+    # The token's one selected frame is rest mod frames; the others follow it around.
+    frames = (rest + 1 + left_out % others) % L.group_frames + row * L.group_frames
+    tokens = rest + L.num_full_tokens
+    inside = left_out < L.num_unselected
+    zeros = tl.zeros([WIDTH, BLOCK_D], tl.float32)
+    k_offsets = frames.to(tl.int64) * stride_kt + tokens.to(tl.int64) * stride_ks
+    v_offsets = frames.to(tl.int64) * stride_vt + tokens.to(tl.int64) * stride_vs
+    store_rows(key_grad, k_offsets, zeros, inside, BLOCK_D, L)
+    store_rows(value_grad, v_offsets, zeros, inside, BLOCK_D, L)
+
+
+@triton.jit
+def bwd_resident_kernel(
+    output_grad, query, key, value, output, lse, query_grad, key_grad, value_grad,
+    key_index, key_frame,
+    stride_gb, stride_gt, stride_gs, stride_gh,
+    stride_qb, stride_qt, stride_qs, stride_qh,
+    stride_kb, stride_kt, stride_ks, stride_kh,
+    stride_vb, stride_vt, stride_vs, stride_vh,
+    stride_dkb, stride_dkt, stride_dks, stride_dkh,
+    stride_dvb, stride_dvt, stride_dvs, stride_dvh,
+    scale, gain,
+    L: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, TAIL: tl.constexpr,
+):  # fmt: skip
+    """Grid: (groups * heads). Not for keys whose gradient is gathered by token."""
+    FULL: tl.constexpr = L.num_keys // BLOCK_N
+    NUM: tl.constexpr = FULL + (TAIL > 0)
+    video, row, head = place(tl.program_id(0), L)
+    query += video * stride_qb + head * stride_qh
+    output_grad += video * stride_gb + head * stride_gh
+    key += video * stride_kb + head * stride_kh
+    value += video * stride_vb + head * stride_vh
+    key_grad += video * stride_dkb + head * stride_dkh
+    value_grad += video * stride_dvb + head * stride_dvh
+    output += (video * L.num_frames * L.num_queries * L.num_heads + head) * L.head_dim
+    query_grad += (video * L.num_frames * L.num_queries * L.num_heads + head) * L.head_dim
+    lse += ((video * L.num_heads + head) * L.num_rows + row) * L.group_queries
+
+    slots = ()
+    keys = ()
+    values = ()
+    of_keys = ()
+    key_grads = ()
+    value_grads = ()
+    for i in tl.static_range(NUM):
+        of_tile = i * BLOCK_N + tl.arange(0, BLOCK_N if i < FULL else TAIL)
+        inside = of_tile < L.num_keys
+        k_offsets = key_offsets(of_tile, row, key_index, stride_kt, stride_ks, L)
+        v_offsets = key_offsets(of_tile, row, key_index, stride_vt, stride_vs, L)
+        slots += (of_tile,)
+        keys += (load_rows(key, k_offsets, inside, i >= FULL, BLOCK_D, L),)
+        values += (load_rows(value, v_offsets, inside, i >= FULL, BLOCK_D, L),)
+        of_keys += (key_frames(of_tile, row, key_frame, L) if L.gains else 0,)
+        key_grads += (tl.zeros([BLOCK_N if i < FULL else TAIL, BLOCK_D], tl.float32),)
+        value_grads += (tl.zeros([BLOCK_N if i < FULL else TAIL, BLOCK_D], tl.float32),)
+
+    scale2 = scale * LOG2E
+    for start in range(0, L.group_queries, BLOCK_M):
+        queries = start + tl.arange(0, BLOCK_M)
+        inside = queries < L.group_queries
+        of_queries = query_frames(queries, row, L)
+        q_offsets = query_offsets(queries, row, stride_qt, stride_qs, L)
+        g_offsets = query_offsets(queries, row, stride_gt, stride_gs, L)
+        out_offsets = query_offsets(
+            queries, row, L.num_queries * L.num_heads * L.head_dim, L.num_heads * L.head_dim, L
+        )
+        rows = load_rows(query, q_offsets, inside, True, BLOCK_D, L)
+        grads = load_rows(output_grad, g_offsets, inside, True, BLOCK_D, L)
+        outputs = load_rows(output, out_offsets, inside, True, BLOCK_D, L)
+        lse_rows = tl.load(lse + queries, mask=inside, other=0.0)
+        delta = tl.sum(grads.to(tl.float32) * outputs.to(tl.float32), 1)
+        query_grads = tl.zeros([BLOCK_D, BLOCK_M], tl.float32)
+        next_key_grads = ()
+        next_value_grads = ()
+        for i in tl.static_range(NUM):
+            weights, slopes = _weights_and_slopes(
+                keys[i], values[i], rows, grads, lse_rows, delta, slots[i] < L.num_keys,
+                of_keys[i], of_queries, gain, scale2, i >= FULL, L,
+            )  # fmt: skip
+            slopes = slopes.to(rows.dtype)
+            next_value_grads += (add_product(value_grads[i], weights.to(grads.dtype), grads, L),)
+            next_key_grads += (add_product(key_grads[i], slopes, rows, L),)
+            query_grads = add_product(query_grads, tl.trans(keys[i]), slopes, L)
+        key_grads = next_key_grads
+        value_grads = next_value_grads
+        store_rows(query_grad, out_offsets, tl.trans(query_grads) * scale, inside, BLOCK_D, L)
+
+    for i in tl.static_range(NUM):
+        inside = slots[i] < L.num_keys
+        k_offsets = key_offsets(slots[i], row, key_index, stride_dkt, stride_dks, L)
+        v_offsets = key_offsets(slots[i], row, key_index, stride_dvt, stride_dvs, L)
+        store_rows(key_grad, k_offsets, key_grads[i] * scale, inside, BLOCK_D, L)
+        store_rows(value_grad, v_offsets, value_grads[i], inside, BLOCK_D, L)
+    for first in range(0, L.num_unselected, BLOCK_M):
+        _store_zeros(
+            key_grad, value_grad, first, row, stride_dkt, stride_dks, stride_dvt, stride_dvs,
+            BLOCK_M, BLOCK_D, L,
+        )  # fmt: skip
+
+
+@triton.jit
+def _query_step(
+    rows, grads, start, row, key, value, key_index, key_frame,
+    stride_kt, stride_ks, stride_vt, stride_vs,
+    lse_rows, delta, of_queries, gain, scale2, query_grads,
+    MASKED: tl.constexpr, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, L: tl.constexpr,
+):  # fmt: skip
+    """dQ, without its scale, after one more key tile."""
+    slots = start + tl.arange(0, WIDTH)
+    inside = slots < L.num_keys
+    k_offsets = key_offsets(slots, row, key_index, stride_kt, stride_ks, L)
+    v_offsets = key_offsets(slots, row, key_index, stride_vt, stride_vs, L)
+    keys = load_rows(key, k_offsets, inside, MASKED, BLOCK_D, L)
+    values = load_rows(value, v_offsets, inside, MASKED, BLOCK_D, L)
+    scores = product(rows, tl.trans(keys), L)
+    if L.gains:
+        of_keys = key_frames(slots, row, key_frame, L)
+        gains = gains_of(of_queries[:, None], of_keys[None, :], gain)
+        scores *= gains
+    weights = tl.exp2(scores * scale2 - lse_rows[:, None])
+    if MASKED:
+        weights = tl.where(inside[None, :], weights, 0.0)
+    slopes = product(grads, tl.trans(values), L)
+    slopes = weights * (slopes - delta[:, None])
+    if L.gains:
+        slopes *= gains
+    return add_product(query_grads, slopes.to(keys.dtype), keys, L)
+
+
+@triton.jit
+def bwd_query_kernel(
+    output_grad, query, key, value, output, lse, query_grad, delta, key_index, key_frame,
+    stride_gb, stride_gt, stride_gs, stride_gh,
+    stride_qb, stride_qt, stride_qs, stride_qh,
+    stride_kb, stride_kt, stride_ks, stride_kh,
+    stride_vb, stride_vt, stride_vs, stride_vh,
+    scale, gain,
+    L: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, TAIL: tl.constexpr,
+):  # fmt: skip
+    """Gradient of a tile of queries, and their delta, laid out as lse, for the key kernel.
+
+    Grid: (groups * heads * query tiles).
+    """
+    num_tiles: tl.constexpr = (L.group_queries + BLOCK_M - 1) // BLOCK_M
+    FULL: tl.constexpr = L.num_keys // BLOCK_N
+    program = tl.program_id(0)
+    video, row, head = place(program // num_tiles, L)
+    query += video * stride_qb + head * stride_qh
+    output_grad += video * stride_gb + head * stride_gh
+    key += video * stride_kb + head * stride_kh
+    value += video * stride_vb + head * stride_vh
+    output += (video * L.num_frames * L.num_queries * L.num_heads + head) * L.head_dim
+    query_grad += (video * L.num_frames * L.num_queries * L.num_heads + head) * L.head_dim
+    lse += ((video * L.num_heads + head) * L.num_rows + row) * L.group_queries
+    delta += ((video * L.num_heads + head) * L.num_rows + row) * L.group_queries
+
+    queries = (program % num_tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
+    inside = queries < L.group_queries
+    of_queries = query_frames(queries, row, L)
+    q_offsets = query_offsets(queries, row, stride_qt, stride_qs, L)
+    g_offsets = query_offsets(queries, row, stride_gt, stride_gs, L)
+    out_offsets = query_offsets(
+        queries, row, L.num_queries * L.num_heads * L.head_dim, L.num_heads * L.head_dim, L
+    )
+    rows = load_rows(query, q_offsets, inside, True, BLOCK_D, L)
+    grads = load_rows(output_grad, g_offsets, inside, True, BLOCK_D, L)
+    outputs = load_rows(output, out_offsets, inside, True, BLOCK_D, L)
+    lse_rows = tl.load(lse + queries, mask=inside, other=0.0)
+    of_tile = tl.sum(grads.to(tl.float32) * outputs.to(tl.float32), 1)
+    tl.store(delta + queries, of_tile, mask=inside)
+
+    scale2 = scale * LOG2E
+    query_grads = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    for start in range(0, FULL * BLOCK_N, BLOCK_N):
+        query_grads = _query_step(
+            rows, grads, start, row, key, value, key_index, key_frame,
+            stride_kt, stride_ks, stride_vt, stride_vs,
+            lse_rows, of_tile, of_queries, gain, scale2, query_grads, False, BLOCK_N, BLOCK_D, L,
+        )  # fmt: skip
+    if TAIL > 0:
+        query_grads = _query_step(
+            rows, grads, FULL * BLOCK_N, row, key, value, key_index, key_frame,
+            stride_kt, stride_ks, stride_vt, stride_vs,
+            lse_rows, of_tile, of_queries, gain, scale2, query_grads, True, TAIL, BLOCK_D, L,
+        )  # fmt: skip
+    store_rows(query_grad, out_offsets, query_grads * scale, inside, BLOCK_D, L)
+
+
+@triton.jit
+def _over_queries(
+    keys, values, used, of_keys, row, key_grads, value_grads,
+    output_grad, query, lse, delta,
+    stride_gt, stride_gs, stride_qt, stride_qs, scale2, gain,
+    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, L: tl.constexpr,
+):  # fmt: skip
+    """dK, without its scale, and dV of a key tile after all queries of one row."""
+    for start in range(0, L.group_queries, BLOCK_M):
+        queries = start + tl.arange(0, BLOCK_M)
+        inside = queries < L.group_queries
+        q_offsets = query_offsets(queries, row, stride_qt, stride_qs, L)
+        g_offsets = query_offsets(queries, row, stride_gt, stride_gs, L)
+        rows = load_rows(query, q_offsets, inside, True, BLOCK_D, L)
+        grads = load_rows(output_grad, g_offsets, inside, True, BLOCK_D, L)
+        in_row = row * L.group_queries + queries
+        lse_rows = tl.load(lse + in_row, mask=inside, other=0.0)
+        of_tile = tl.load(delta + in_row, mask=inside, other=0.0)
+        of_queries = query_frames(queries, row, L)
+        weights, slopes = _weights_and_slopes(
+            keys, values, rows, grads, lse_rows, of_tile, used, of_keys, of_queries, gain, scale2,
+            True, L,
+        )  # fmt: skip
+        value_grads = add_product(value_grads, weights.to(grads.dtype), grads, L)
+        key_grads = add_product(key_grads, slopes.to(rows.dtype), rows, L)
+    return key_grads, value_grads
+
+
+@triton.jit
+def bwd_key_kernel(
+    output_grad, query, key, value, lse, delta, key_grad, value_grad,
+    key_index, key_frame, token_order, use_start, uses,
+    stride_gb, stride_gt, stride_gs, stride_gh,
+    stride_qb, stride_qt, stride_qs, stride_qh,
+    stride_kb, stride_kt, stride_ks, stride_kh,
+    stride_vb, stride_vt, stride_vs, stride_vh,
+    stride_dkb, stride_dkt, stride_dks, stride_dkh,
+    stride_dvb, stride_dvt, stride_dvs, stride_dvh,
+    scale, gain,
+    L: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Gradient of a tile of keys, after the query kernel.
+
+    Where every slot is a token of its own, a tile is BLOCK_N slots of a row, followed by tiles of
+    tokens that no slot names. Else (rows share tokens, or name one twice) a tile is BLOCK_N tokens
+    of the video, and the program goes through the rows that use any of them.
+    Grid: (groups * heads * tiles of slots and of unselected tokens), or (batch * heads * tiles of
+    tokens).
+    """
+    program = tl.program_id(0)
+    if L.by_token:
+        num_tokens: tl.constexpr = L.num_frames * L.num_tokens
+        num_tiles: tl.constexpr = (num_tokens + BLOCK_N - 1) // BLOCK_N
+        index = program // num_tiles
+        video, row, head = (index // L.num_heads).to(tl.int64), 0, index % L.num_heads
+    else:
+        key_tiles: tl.constexpr = (L.num_keys + BLOCK_N - 1) // BLOCK_N
+        num_tiles: tl.constexpr = key_tiles + (L.num_unselected + BLOCK_N - 1) // BLOCK_N
+        video, row, head = place(program // num_tiles, L)
+    tile = program % num_tiles
+    query += video * stride_qb + head * stride_qh
+    output_grad += video * stride_gb + head * stride_gh
+    key += video * stride_kb + head * stride_kh
+    value += video * stride_vb + head * stride_vh
+    key_grad += video * stride_dkb + head * stride_dkh
+    value_grad += video * stride_dvb + head * stride_dvh
+    lse += (video * L.num_heads + head) * L.num_rows * L.group_queries
+    delta += (video * L.num_heads + head) * L.num_rows * L.group_queries
+    scale2 = scale * LOG2E
+    key_grads = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    value_grads = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+
+    if L.by_token:
+        lanes = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+        inside = lanes < num_tokens
+        tokens = tl.load(token_order + lanes, mask=inside, other=0)
+        frames, tokens_of_frame = (tokens // L.num_tokens).to(tl.int64), tokens % L.num_tokens
+        k_offsets = frames * stride_kt + tokens_of_frame.to(tl.int64) * stride_ks
+        v_offsets = frames * stride_vt + tokens_of_frame.to(tl.int64) * stride_vs
+        keys = load_rows(key, k_offsets, inside, True, BLOCK_D, L)
+        values = load_rows(value, v_offsets, inside, True, BLOCK_D, L)
+        use = tl.load(use_start + tokens, mask=inside, other=0)
+        end = tl.load(use_start + tokens + 1, mask=inside, other=0)
+        slots = tl.load(uses + use, mask=use < end, other=L.num_rows * L.num_keys)
+        row = tl.min(slots // L.num_keys, 0)
+        # Each turn takes, of every token in the lowest row not yet done, its next use.
+        while row < L.num_rows:
+            used = slots // L.num_keys == row
+            of_keys = tl.load(key_frame + slots, mask=used, other=-1) if L.gains else 0
+            key_grads, value_grads = _over_queries(
+                keys, values, used, of_keys, row, key_grads, value_grads,
+                output_grad, query, lse, delta,
+                stride_gt, stride_gs, stride_qt, stride_qs, scale2, gain, BLOCK_M, BLOCK_D, L,
+            )  # fmt: skip
+            use += used.to(tl.int32)
+            slots = tl.load(uses + use, mask=use < end, other=L.num_rows * L.num_keys)
+            row = tl.min(slots // L.num_keys, 0)
+        k_offsets = frames * stride_dkt + tokens_of_frame.to(tl.int64) * stride_dks
+        v_offsets = frames * stride_dvt + tokens_of_frame.to(tl.int64) * stride_dvs
+        store_rows(key_grad, k_offsets, key_grads * scale, inside, BLOCK_D, L)
+        store_rows(value_grad, v_offsets, value_grads, inside, BLOCK_D, L)
+    elif tile < key_tiles:
+        slots = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+        inside = slots < L.num_keys
+        k_offsets = key_offsets(slots, row, key_index, stride_kt, stride_ks, L)
+        v_offsets = key_offsets(slots, row, key_index, stride_vt, stride_vs, L)
+        keys = load_rows(key, k_offsets, inside, True, BLOCK_D, L)
+        values = load_rows(value, v_offsets, inside, True, BLOCK_D, L)
+        of_keys = key_frames(slots, row, key_frame, L) if L.gains else 0
+        key_grads, value_grads = _over_queries(
+            keys, values, inside, of_keys, row, key_grads, value_grads,
+            output_grad, query, lse, delta,
+            stride_gt, stride_gs, stride_qt, stride_qs, scale2, gain, BLOCK_M, BLOCK_D, L,
+        )  # fmt: skip
+        k_offsets = key_offsets(slots, row, key_index, stride_dkt, stride_dks, L)
+        v_offsets = key_offsets(slots, row, key_index, stride_dvt, stride_dvs, L)
+        store_rows(key_grad, k_offsets, key_grads * scale, inside, BLOCK_D, L)
+        store_rows(value_grad, v_offsets, value_grads, inside, BLOCK_D, L)
+    elif L.num_unselected > 0:
+        _store_zeros(
+            key_grad, value_grad, (tile - key_tiles) * BLOCK_N, row,
+            stride_dkt, stride_dks, stride_dvt, stride_dvs, BLOCK_N, BLOCK_D, L,
+        )  # fmt: skip

@@ -1,0 +1,64 @@
+"""Launch configurations: data, one file for each GPU architecture, never searched at run time."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent / "configs"
+
+
+@dataclass(frozen=True)
+class Config:
+    """How one kernel is launched for calls of at most this head_dim and number of keys."""
+
+    kernel: str
+    dtype_bits: int
+    head_dim: int
+    num_keys: int | None
+    """None: any number."""
+    BLOCK_M: int
+    BLOCK_N: int
+    num_warps: int
+    num_stages: int
+    programs_per_sm: int = 1
+    """Of the kernels that hold all keys: programs, as many for each multiprocessor, to split the
+    work into (forward), or without which another kernel is used (backward)."""
+
+    def fits(self, kernel: str, dtype_bits: int, head_dim: int, num_keys: int) -> bool:
+        return (
+            self.kernel == kernel
+            and self.dtype_bits == dtype_bits
+            and self.head_dim >= head_dim
+            and (self.num_keys is None or self.num_keys >= num_keys)
+        )
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The file of an architecture: where its numbers come from, and the configurations."""
+
+    name: str
+    source: str
+    fastest: tuple[dict[str, int], ...]
+    """Calls for which a benchmark found these kernels the fastest: at most this ``head_dim``, this
+    ``dtype_bits``."""
+    configs: tuple[Config, ...]
+
+    def find(self, kernel: str, dtype_bits: int, head_dim: int, num_keys: int) -> Config | None:
+        """The first configuration that fits, None if the kernel does not serve such calls."""
+        fitting = (c for c in self.configs if c.fits(kernel, dtype_bits, head_dim, num_keys))
+        return next(fitting, None)
+
+
+@lru_cache
+def load(name: str) -> Architecture:
+    """The configurations of an architecture such as ``"sm_90"``; defaults for unknown ones."""
+    path = FOLDER / f"{name}.json"
+    known = path if path.exists() else FOLDER / "default.json"
+    content: dict[str, Any] = json.loads(known.read_text())
+    configs = tuple(Config(**entry) for entry in content["configs"])
+    return Architecture(name, content["source"], tuple(content["fastest"]), configs)

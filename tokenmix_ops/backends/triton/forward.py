@@ -1,0 +1,202 @@
+"""Forward kernels: output and lse of a tile of queries of one (video, head).
+
+``fwd_resident_kernel`` holds all keys of a row at once: one pass over them, loaded once for many
+query tiles. ``fwd_streamed_kernel`` walks over any number of keys with a running softmax. Both
+work with exponents of two.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from tokenmix_ops.backends.triton.keys import (
+    LOG2E,
+    add_product,
+    gains_of,
+    key_frames,
+    key_offsets,
+    load_rows,
+    place,
+    product,
+    query_frames,
+    query_offsets,
+    store_rows,
+)
+
+
+@triton.jit
+def _scores(
+    rows,
+    keys,
+    slots,
+    of_queries,
+    of_keys,
+    gain,
+    MASKED: tl.constexpr,
+    NEGATIVE: tl.constexpr,
+    L: tl.constexpr,
+):
+    """Logits before their scale; -inf past the last slot."""
+    scores = product(rows, tl.trans(keys), L)
+    if L.gains:
+        scores *= gains_of(of_queries[:, None], of_keys[None, :], gain)
+    if NEGATIVE:
+        scores = -scores
+    if MASKED:
+        scores = tl.where((slots < L.num_keys)[None, :], scores, float("-inf"))
+    return scores
+
+
+@triton.jit
+def _finite(largest):
+    """A row whose logits are all -inf has no largest one to subtract."""
+    return tl.where(largest == float("-inf"), 0.0, largest)
+
+
+@triton.jit
+def fwd_resident_kernel(
+    query, key, value, output, lse, key_index, key_frame,
+    stride_qb, stride_qt, stride_qs, stride_qh,
+    stride_kb, stride_kt, stride_ks, stride_kh,
+    stride_vb, stride_vt, stride_vs, stride_vh,
+    scale, gain, tiles_per_program,
+    L: tl.constexpr, NEGATIVE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, TAIL: tl.constexpr,
+):  # fmt: skip
+    """Grid: (groups * heads * programs of a group). ``scale`` is not negative; its sign is in
+    NEGATIVE. The last key tile is TAIL wide, 0 if all are BLOCK_N wide."""
+    num_tiles: tl.constexpr = (L.group_queries + BLOCK_M - 1) // BLOCK_M
+    FULL: tl.constexpr = L.num_keys // BLOCK_N
+    NUM: tl.constexpr = FULL + (TAIL > 0)
+    programs = tl.cdiv(num_tiles, tiles_per_program)
+    program = tl.program_id(0)
+    video, row, head = place(program // programs, L)
+    first = (program % programs) * tiles_per_program
+    query += video * stride_qb + head * stride_qh
+    key += video * stride_kb + head * stride_kh
+    value += video * stride_vb + head * stride_vh
+    output += (video * L.num_frames * L.num_queries * L.num_heads + head) * L.head_dim
+    lse += ((video * L.num_heads + head) * L.num_rows + row) * L.group_queries
+
+    # Loaded before the loop over queries, they stay in shared memory through it.
+    slots = ()
+    keys = ()
+    values = ()
+    of_keys = ()
+    for i in tl.static_range(NUM):
+        of_tile = i * BLOCK_N + tl.arange(0, BLOCK_N if i < FULL else TAIL)
+        inside = of_tile < L.num_keys
+        k_offsets = key_offsets(of_tile, row, key_index, stride_kt, stride_ks, L)
+        v_offsets = key_offsets(of_tile, row, key_index, stride_vt, stride_vs, L)
+        slots += (of_tile,)
+        keys += (load_rows(key, k_offsets, inside, i >= FULL, BLOCK_D, L),)
+        values += (load_rows(value, v_offsets, inside, i >= FULL, BLOCK_D, L),)
+        of_keys += (key_frames(of_tile, row, key_frame, L) if L.gains else 0,)
+
+    scale2 = scale * LOG2E
+    for tile in range(first, tl.minimum(first + tiles_per_program, num_tiles)):
+        queries = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+        inside = queries < L.group_queries
+        of_queries = query_frames(queries, row, L)
+        offsets = query_offsets(queries, row, stride_qt, stride_qs, L)
+        rows = load_rows(query, offsets, inside, True, BLOCK_D, L)
+        scores = ()
+        for i in tl.static_range(NUM):
+            scores += (
+                _scores(
+                    rows, keys[i], slots[i], of_queries, of_keys[i], gain, i >= FULL, NEGATIVE, L
+                ),
+            )
+        largest = tl.max(scores[0], 1)
+        for i in tl.static_range(1, NUM):
+            largest = tl.maximum(largest, tl.max(scores[i], 1))
+        largest = _finite(largest) * scale2
+        total = tl.zeros([BLOCK_M], tl.float32)
+        mixed = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+        for i in tl.static_range(NUM):
+            weights = tl.exp2(scores[i] * scale2 - largest[:, None])
+            total += tl.sum(weights, 1)
+            mixed = add_product(mixed, weights.to(values[i].dtype), values[i], L)
+        out_offsets = query_offsets(
+            queries, row, L.num_queries * L.num_heads * L.head_dim, L.num_heads * L.head_dim, L
+        )
+        store_rows(output, out_offsets, mixed / total[:, None], inside, BLOCK_D, L)
+        tl.store(lse + queries, largest + tl.log2(total), mask=inside)
+
+
+@triton.jit
+def _step(
+    rows, start, row, key, value, key_index, key_frame,
+    stride_kt, stride_ks, stride_vt, stride_vs,
+    of_queries, gain, scale2, largest, total, mixed,
+    MASKED: tl.constexpr, NEGATIVE: tl.constexpr,
+    WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, L: tl.constexpr,
+):  # fmt: skip
+    """The running softmax over one more key tile: its largest logit, total and mixed values."""
+    slots = start + tl.arange(0, WIDTH)
+    inside = slots < L.num_keys
+    k_offsets = key_offsets(slots, row, key_index, stride_kt, stride_ks, L)
+    keys = load_rows(key, k_offsets, inside, MASKED, BLOCK_D, L)
+    of_keys = key_frames(slots, row, key_frame, L) if L.gains else 0
+    scores = _scores(rows, keys, slots, of_queries, of_keys, gain, MASKED, NEGATIVE, L)
+    now = tl.maximum(largest, tl.max(scores, 1) * scale2)
+    shift = _finite(now)
+    weights = tl.exp2(scores * scale2 - shift[:, None])
+    fade = tl.exp2(largest - shift)
+    total = total * fade + tl.sum(weights, 1)
+    v_offsets = key_offsets(slots, row, key_index, stride_vt, stride_vs, L)
+    values = load_rows(value, v_offsets, inside, MASKED, BLOCK_D, L)
+    mixed = add_product(mixed * fade[:, None], weights.to(values.dtype), values, L)
+    return now, total, mixed
+
+
+@triton.jit
+def fwd_streamed_kernel(
+    query, key, value, output, lse, key_index, key_frame,
+    stride_qb, stride_qt, stride_qs, stride_qh,
+    stride_kb, stride_kt, stride_ks, stride_kh,
+    stride_vb, stride_vt, stride_vs, stride_vh,
+    scale, gain,
+    L: tl.constexpr, NEGATIVE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, TAIL: tl.constexpr,
+):  # fmt: skip
+    """Grid: (groups * heads * query tiles). Arguments as in the resident kernel."""
+    num_tiles: tl.constexpr = (L.group_queries + BLOCK_M - 1) // BLOCK_M
+    FULL: tl.constexpr = L.num_keys // BLOCK_N
+    program = tl.program_id(0)
+    video, row, head = place(program // num_tiles, L)
+    query += video * stride_qb + head * stride_qh
+    key += video * stride_kb + head * stride_kh
+    value += video * stride_vb + head * stride_vh
+    output += (video * L.num_frames * L.num_queries * L.num_heads + head) * L.head_dim
+    lse += ((video * L.num_heads + head) * L.num_rows + row) * L.group_queries
+
+    queries = (program % num_tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
+    inside = queries < L.group_queries
+    of_queries = query_frames(queries, row, L)
+    offsets = query_offsets(queries, row, stride_qt, stride_qs, L)
+    rows = load_rows(query, offsets, inside, True, BLOCK_D, L)
+    scale2 = scale * LOG2E
+    largest = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    mixed = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    for start in range(0, FULL * BLOCK_N, BLOCK_N):
+        largest, total, mixed = _step(
+            rows, start, row, key, value, key_index, key_frame,
+            stride_kt, stride_ks, stride_vt, stride_vs,
+            of_queries, gain, scale2, largest, total, mixed,
+            False, NEGATIVE, BLOCK_N, BLOCK_D, L,
+        )  # fmt: skip
+    if TAIL > 0:
+        largest, total, mixed = _step(
+            rows, FULL * BLOCK_N, row, key, value, key_index, key_frame,
+            stride_kt, stride_ks, stride_vt, stride_vs,
+            of_queries, gain, scale2, largest, total, mixed,
+            True, NEGATIVE, TAIL, BLOCK_D, L,
+        )  # fmt: skip
+    out_offsets = query_offsets(
+        queries, row, L.num_queries * L.num_heads * L.head_dim, L.num_heads * L.head_dim, L
+    )
+    store_rows(output, out_offsets, mixed / total[:, None], inside, BLOCK_D, L)
+    tl.store(lse + queries, _finite(largest) + tl.log2(total), mask=inside)

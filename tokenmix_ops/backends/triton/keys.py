@@ -1,0 +1,163 @@
+"""What all kernels share: which rows of the tensors a program reads, and the gain of a logit.
+
+Kernels know no mixing: a `Layout` tells them the sizes of a call and how to find its keys, by the
+strided rule in integer arithmetic, by a table, or one after the other if they come selected.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The facts of a call that a kernel is compiled for, all but the batch and the strides.
+
+    A group is the queries that share one row of keys: of the whole video or of one frame.
+    """
+
+    num_frames: int
+    group_frames: int
+    num_queries: int
+    num_tokens: int
+    num_prefix_tokens: int
+    num_heads: int
+    head_dim: int
+    num_keys: int
+    num_full_tokens: int
+    """As in a plan; -1: read the table."""
+    selected: bool
+    """Key and value are [batch, num_keys, num_heads, head_dim]."""
+    gains: bool
+    """Some logits are multiplied by the gain."""
+    precision: str
+    """Of float32 products: "ieee" or "tf32"."""
+    upcast: bool
+    """Products in float32: Triton's interpreter has none in bfloat16."""
+
+    num_rows: int = field(init=False)
+    group_queries: int = field(init=False)
+    by_token: bool = field(init=False)
+    """The gradient of a key is gathered by token, through the plan's inverse table."""
+    num_unselected: int = field(init=False)
+    """Tokens of a group that the strided rule leaves out."""
+
+    # Fields, not properties: they belong to the value by which Triton keeps compiled kernels.
+    def __post_init__(self) -> None:
+        by_token = self.num_full_tokens < 0 and not self.selected
+        unselected = (self.num_tokens - self.num_full_tokens) * (self.group_frames - 1)
+        object.__setattr__(self, "num_rows", self.num_frames // self.group_frames)
+        object.__setattr__(self, "group_queries", self.group_frames * self.num_queries)
+        object.__setattr__(self, "by_token", by_token)
+        none_left = self.selected or by_token
+        object.__setattr__(self, "num_unselected", 0 if none_left else unselected)
+
+
+@triton.jit
+def place(index, L: tl.constexpr):
+    """The video, row and head of a group in a flat count, the video in 64 bits."""
+    head = index % L.num_heads
+    group = index // L.num_heads
+    return (group // L.num_rows).to(tl.int64), group % L.num_rows, head
+
+
+@triton.jit
+def query_offsets(queries, row, stride_t, stride_s, L: tl.constexpr):
+    """Offsets of a group's queries from the video's first."""
+    frames = row * L.group_frames + queries // L.num_queries
+    return frames.to(tl.int64) * stride_t + (queries % L.num_queries).to(tl.int64) * stride_s
+
+
+@triton.jit
+def query_frames(queries, row, L: tl.constexpr):
+    return row * L.group_frames + queries // L.num_queries
+
+
+@triton.jit
+def strided_tokens(slots, L: tl.constexpr):
+    """Frame, in its group, and token of the keys in these slots, by the strided rule."""
+    lead: tl.constexpr = L.group_frames * L.num_full_tokens
+    rest = slots - lead
+    frames = rest % L.group_frames
+    tokens = rest + L.num_full_tokens
+    if lead > 0:
+        frames = tl.where(slots < lead, slots // L.num_full_tokens, frames)
+        tokens = tl.where(slots < lead, slots % L.num_full_tokens, tokens)
+    return frames, tokens
+
+
+@triton.jit
+def key_offsets(slots, row, key_index, stride_t, stride_s, L: tl.constexpr):
+    """Offsets of the keys in these slots of a row from the video's first; 0 past the last slot."""
+    if L.selected:
+        frames, tokens = slots * 0, slots
+    elif L.num_full_tokens < 0:
+        inside = slots < L.num_keys
+        index = tl.load(key_index + row * L.num_keys + slots, mask=inside, other=0)
+        frames, tokens = index // L.num_tokens, index % L.num_tokens
+    else:
+        frames, tokens = strided_tokens(slots, L)
+        frames += row * L.group_frames
+    return frames.to(tl.int64) * stride_t + tokens.to(tl.int64) * stride_s
+
+
+@triton.jit
+def key_frames(slots, row, key_frame, L: tl.constexpr):
+    """The frames that keys count as for the gain, -1 for keys whose logits keep their size."""
+    if L.num_full_tokens < 0:
+        inside = slots < L.num_keys
+        return tl.load(key_frame + row * L.num_keys + slots, mask=inside, other=-1)
+    else:
+        frames, tokens = strided_tokens(slots, L)
+        return tl.where(tokens < L.num_prefix_tokens, -1, frames + row * L.group_frames)
+
+
+@triton.jit
+def gains_of(of_queries, of_keys, gain):
+    """Factors of logits, from the frames of queries and keys, broadcast against each other."""
+    return tl.where(of_queries == of_keys, 1.0, tl.where(of_keys == -1, 1.0, gain))
+
+
+@triton.jit
+def load_rows(base, offsets, inside, MASKED: tl.constexpr, BLOCK_D: tl.constexpr, L: tl.constexpr):
+    """Rows of head_dim numbers at these offsets [rows], zero where not ``inside``."""
+    dims = tl.arange(0, BLOCK_D)
+    pointers = base + (offsets[:, None] + dims[None, :])
+    if L.head_dim < BLOCK_D:
+        mask = inside[:, None] & (dims < L.head_dim)[None, :]
+        return tl.load(pointers, mask=mask, other=0.0)
+    elif MASKED:
+        return tl.load(pointers, mask=inside[:, None], other=0.0)
+    else:
+        return tl.load(pointers)
+
+
+@triton.jit
+def store_rows(base, offsets, rows, inside, BLOCK_D: tl.constexpr, L: tl.constexpr):
+    dims = tl.arange(0, BLOCK_D)
+    mask = inside[:, None] & (dims < L.head_dim)[None, :]
+    pointers = base + (offsets[:, None] + dims[None, :])
+    tl.store(pointers, rows.to(base.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def product(left, right, L: tl.constexpr):
+    """left @ right in float32."""
+    if L.upcast:
+        return tl.dot(left.to(tl.float32), right.to(tl.float32), input_precision="ieee")
+    else:
+        return tl.dot(left, right, input_precision=L.precision)
+
+
+@triton.jit
+def add_product(total, left, right, L: tl.constexpr):
+    """total + left @ right in float32."""
+    if L.upcast:
+        return tl.dot(left.to(tl.float32), right.to(tl.float32), total, input_precision="ieee")
+    else:
+        return tl.dot(left, right, total, input_precision=L.precision)

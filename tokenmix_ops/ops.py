@@ -1,0 +1,150 @@
+"""The operators that PyTorch knows: schemas, fake implementations, FLOP formulas, autograd.
+
+Each backend with kernels of its own has the same two, named after it: ``<backend>_fwd`` and
+``<backend>_bwd`` in ``torch.ops.tokenmix_ops``. They take a plan apart, because an operator takes
+tensors and numbers only; `attention` puts them together again under autograd.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils.flop_counter import register_flop_formula
+
+from tokenmix_ops.mixing import Plan
+
+NAMESPACE = "tokenmix_ops"
+_PLAN = (
+    "int num_tokens, int num_prefix_tokens, int? num_full_tokens, float cross_frame_gain, "
+    "float scale"
+)
+FORWARD = (
+    f"(Tensor query, Tensor key, Tensor value, Tensor key_index, Tensor key_frame, {_PLAN}) -> "
+    "(Tensor output, Tensor lse)"
+)
+"""output has the shape of query, contiguous; lse, float32 [batch, num_heads, num_frames,
+num_queries], is the logarithm to base 2 of the sum of each query's exponentiated logits."""
+BACKWARD = (
+    "(Tensor output_grad, Tensor query, Tensor key, Tensor value, Tensor output, Tensor lse, "
+    "Tensor key_index, Tensor key_frame, Tensor token_order, Tensor use_start, Tensor uses, "
+    f"{_PLAN}) -> (Tensor query_grad, Tensor key_grad, Tensor value_grad)"
+)
+"""Gradients have the shapes of query, key and value; query_grad is contiguous, the others lie in
+memory as the key and value do, if these are dense. Tokens that no slot names get exact zeros."""
+
+_library = torch.library.Library(NAMESPACE, "FRAGMENT")
+
+
+def define(
+    backend: str,
+    forward: Callable[..., Any] | None = None,
+    backward: Callable[..., Any] | None = None,
+) -> None:
+    """Defines a backend's two operators; ``forward`` and ``backward``, if given, compute them.
+
+    A backend of compiled kernels registers its implementations itself.
+    """
+    parts = (
+        (f"{backend}_fwd", FORWARD, forward, _forward_fake, _forward_flops),
+        (f"{backend}_bwd", BACKWARD, backward, _backward_fake, _backward_flops),
+    )
+    for name, schema, implementation, fake, flops in parts:
+        _library.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
+        if implementation is not None:
+            for device in ("CPU", "CUDA"):
+                _library.impl(name, implementation, device)
+        torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
+        register_flop_formula(getattr(torch.ops.tokenmix_ops, name))(flops)
+
+
+def attention(
+    backend: str, query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float
+) -> Tensor:
+    """Token-mixing attention by a backend's operators, differentiable once.
+
+    Shapes as in `tokenmix_ops.token_mix_attention`, which has checked them.
+    """
+    gain = plan.cross_frame_gain if plan.scales_logits else 1.0
+    numbers = (plan.num_tokens, plan.num_prefix_tokens, plan.num_full_tokens, gain, scale)
+    if torch.is_grad_enabled() and (
+        query.requires_grad or key.requires_grad or value.requires_grad
+    ):
+        tables = (plan.key_index, plan.key_frame, plan.token_order, plan.use_start, plan.uses)
+        return _Attention.apply(backend, query, key, value, *tables, *numbers)
+    return _operator(backend, "fwd")(query, key, value, plan.key_index, plan.key_frame, *numbers)[0]
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        backend: str,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_index: Tensor,
+        key_frame: Tensor,
+        token_order: Tensor,
+        use_start: Tensor,
+        uses: Tensor,
+        *numbers: Any,
+    ) -> Tensor:
+        output, lse = _operator(backend, "fwd")(query, key, value, key_index, key_frame, *numbers)
+        tables = (key_index, key_frame, token_order, use_start, uses)
+        ctx.save_for_backward(query, key, value, output, lse, *tables)
+        ctx.backend, ctx.numbers = backend, numbers
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, output_grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        grads = _operator(ctx.backend, "bwd")(output_grad, *ctx.saved_tensors, *ctx.numbers)
+        return (None, *grads, *[None] * (5 + len(ctx.numbers)))
+
+
+def _operator(backend: str, direction: str) -> Any:
+    return getattr(torch.ops.tokenmix_ops, f"{backend}_{direction}").default
+
+
+def empty_gradients(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Memory for the three gradients, as the backward operator's schema promises it."""
+    return query.new_empty(query.shape), torch.empty_like(key), torch.empty_like(value)
+
+
+def empty_output(query: Tensor) -> tuple[Tensor, Tensor]:
+    """Memory for output and lse, as the forward operator's schema promises it."""
+    batch, num_frames, num_queries, num_heads, _ = query.shape
+    lse = query.new_empty((batch, num_heads, num_frames, num_queries), dtype=torch.float32)
+    return query.new_empty(query.shape), lse
+
+
+def _forward_fake(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return empty_output(query)
+
+
+def _backward_fake(
+    output_grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:
+    return empty_gradients(query, key, value)
+
+
+def _products(query_shape: Any, key_index_shape: Any) -> int:
+    """Floating-point operations of one product of all queries with their keys."""
+    batch, num_frames, num_queries, num_heads, head_dim = query_shape
+    return 2 * batch * num_frames * num_queries * num_heads * head_dim * key_index_shape[1]
+
+
+def _forward_flops(query: Any, key: Any, value: Any, key_index: Any, *rest: Any, **_: Any) -> int:
+    return 2 * _products(query, key_index)
+
+
+def _backward_flops(
+    output_grad: Any, query: Any, key: Any, value: Any, output: Any, lse: Any, key_index: Any,
+    *rest: Any, **_: Any
+) -> int:  # fmt: skip
+    # The logits again, then one product for each of dV, dP, dQ and dK.
+    return 5 * _products(query, key_index)
