@@ -24,6 +24,7 @@ def picky(monkeypatch):
         return eager.token_mix_attention(*arguments)
 
     module.unavailable = lambda: None
+    module.not_preferred = lambda q, k, v, plan: None
     module.unsupported = lambda q, k, v, plan: None if q.dtype == torch.float32 else "only float32"
     module.token_mix_attention = compute
     monkeypatch.setattr(backends, "BACKENDS", {"picky": module, "eager": eager})
@@ -77,7 +78,9 @@ def test_no_backend_at_all_lists_every_reason(picky, monkeypatch):
 
 def test_unknown_names_are_errors_wherever_they_come_from(monkeypatch):
     with (
-        pytest.raises(ValueError, match=r"unknown backend 'fast' \(use_backend\); known: 'eager'"),
+        pytest.raises(
+            ValueError, match=r"unknown backend 'fast' \(use_backend\); known: 'triton', 'eager'"
+        ),
         tm.use_backend("fast"),
     ):
         pass
@@ -92,7 +95,7 @@ def test_explain_names_the_chosen_one_and_why_not_the_others(picky):
     explained = tm.explain(*CASE.inputs(torch.float64), CASE.mixing)
     assert explained.backend == "eager"
     assert explained.others == {"picky": "not used: only float32"}
-    assert str(explained) == "eager: used, the first that can\npicky: not used: only float32"
+    assert str(explained) == "eager: used, the fastest known\npicky: not used: only float32"
     explained = tm.explain(*CASE.inputs(torch.float32), CASE.mixing, backend="eager")
     assert str(explained).splitlines() == [
         "eager: used, requested by argument backend",
@@ -111,6 +114,18 @@ def test_a_request_is_undone_after_an_error_and_does_not_leave_its_thread(picky)
     assert picky.calls == 1
 
 
+def test_what_does_not_pay_runs_only_when_asked_for(picky):
+    picky.not_preferred = lambda q, k, v, plan: "slow here"
+    explained = tm.explain(*CASE.inputs(torch.float32), CASE.mixing)
+    assert str(explained) == "eager: used, the fastest known\npicky: not used: slow here"
+    call()
+    assert picky.calls == 0
+    call(backend="picky")
+    assert picky.calls == 1
+
+
 def test_the_backends_of_this_machine():
-    assert tm.available_backends() == ["eager"]
-    assert backends.machine_report() == {"eager": None}
+    assert list(backends.BACKENDS) == ["triton", "eager"]
+    report = backends.machine_report()
+    assert report["eager"] is None
+    assert tm.available_backends() == [name for name in report if report[name] is None]

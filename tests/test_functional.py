@@ -434,7 +434,7 @@ WRONG_CALLS = {
     ),
     "backend": (
         lambda: call(backend="fast"),
-        "unknown backend 'fast' (argument backend); known: 'eager'",
+        "unknown backend 'fast' (argument backend); known: 'triton', 'eager'",
     ),
 }
 

@@ -15,6 +15,7 @@ NAME = "tokenmix_ops"
 # From the bottom up, rooms of one floor together. A room is a module, or a package and all in it.
 # A module may import its own room and every lower floor.
 FLOORS = (
+    ("compiling",),
     ("mixing",),
     ("ops",),
     ("backends.*",),

@@ -432,7 +432,7 @@ WRONG_CALLS = {
     ),
     "backend": (
         lambda: build(backend="fast"),
-        "unknown backend 'fast' (argument backend); known: 'eager'",
+        "unknown backend 'fast' (argument backend); known: 'triton', 'eager'",
     ),
     "dimensions": (
         lambda: build()(torch.zeros(8, DIM)),

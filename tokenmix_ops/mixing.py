@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from tokenmix_ops.compiling import constant, guarded
+
 Rows = Literal["shared", "frame", "token"]
 """What a row of key slots belongs to: the whole video, a query's frame, or a query's token."""
 
@@ -252,32 +254,26 @@ def plan_of(
     """`Mixing.plan`, for code that torch.compile traces."""
     if not torch.compiler.is_compiling():
         return Mixing.named(mixing).plan(num_frames, num_tokens, num_prefix_tokens, device)
-    from torch.fx.experimental.symbolic_shapes import guard_scalar
-
     # By value: a traced function may have made the mixing itself.
     values: tuple[Any, ...] = (mixing,)
     if isinstance(mixing, Mixing):
         values = (
             mixing.kind,
-            guard_scalar(mixing.cross_frame_gain),
-            tuple([guard_scalar(offset) for offset in mixing.offsets]),
+            guarded(mixing.cross_frame_gain),
+            tuple([guarded(offset) for offset in mixing.offsets]),
             mixing.wrap,
             mixing.key_index,
             mixing.key_frame,
         )
     # A plan is of one layout: sizes that the compiler made symbolic get their values back.
-    t, s, p = [int(guard_scalar(n)) for n in (num_frames, num_tokens, num_prefix_tokens)]
+    t, s, p = [guarded(n) for n in (num_frames, num_tokens, num_prefix_tokens)]
     return _constant_plan(values, t, s, p, device)
 
 
+@constant
 def _constant_plan(values: tuple[Any, ...], t: int, s: int, p: int, device: torch.device) -> Plan:
     mixing = Mixing.named(values[0]) if len(values) == 1 else Mixing(*values)
     return mixing.plan(t, s, p, device)
-
-
-# What torch.compiler.assume_constant_result does, without importing the compiler for it, which
-# would double the time of `import tokenmix_ops`.
-_constant_plan._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _paper(m: Mixing, t: int, s: int, p: int) -> tuple[Rows, list[list[int]]]:

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from tokenmix_ops import backends
 from tokenmix_ops.video import cli
 from tokenmix_ops.video import demo as demonstration
 from tokenmix_ops.video.data.shapes import write_world
@@ -34,7 +35,9 @@ def test_every_command_has_help_with_an_example(capsys, command):
 
 
 def test_explain(capsys):
-    assert run(capsys, "explain", "--json")[:2] == (0, '{"eager": null}\n')
+    status, out, _ = run(capsys, "explain", "--json")
+    assert status == 0
+    assert json.loads(out) == backends.machine_report()
     assert "eager: can run" in run(capsys, "explain")[1]
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tokenmix_ops import ops
+from tokenmix_ops.compiling import constant, guarded
 from tokenmix_ops.mixing import Plan
 
 name = "triton"
@@ -22,6 +23,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_HEAD_DIM = 256
 
 
+@constant
 def unavailable() -> str | None:
     """Why this machine cannot run the backend; None if it can."""
     if find_spec("triton") is None:
@@ -31,6 +33,7 @@ def unavailable() -> str | None:
     return None
 
 
+@constant
 def interpreted() -> bool:
     """Whether Triton's interpreter stands in for its compiler in this process."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
@@ -41,7 +44,7 @@ def unsupported(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> str | 
     if query.dtype not in DTYPES:
         return f"computes float16, bfloat16 and float32, not {query.dtype}"
     if plan.rows == "token":
-        return f"keys of {plan.mixing!r} depend on the query's token"
+        return "not for mixings whose keys depend on the query's token"
     if query.shape[-1] > MAX_HEAD_DIM:
         return f"head_dim is at most {MAX_HEAD_DIM}, got {query.shape[-1]}"
     if query.device.type != ("cpu" if interpreted() else "cuda"):
@@ -54,16 +57,20 @@ def unsupported(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> str | 
 
 def not_preferred(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> str | None:
     """Why the automatic choice passes over the backend for a call that it can compute."""
+    return _unmeasured(query.device, query.dtype, guarded(query.shape[-1]))
+
+
+@constant
+def _unmeasured(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
     if interpreted():
         return "slow under Triton's interpreter; ask for it by name"
     from tokenmix_ops.backends.triton import launch
 
-    architecture = launch.architecture(query.device)
-    bits, head_dim = 8 * query.element_size(), query.shape[-1]
+    architecture, bits = launch.architecture(device), 8 * dtype.itemsize
     if any(e["dtype_bits"] == bits and head_dim <= e["head_dim"] for e in architecture.fastest):
         return None
     return (
-        f"not measured to be the fastest for {query.dtype} and head_dim {head_dim} on "
+        f"not measured to be the fastest for {dtype} and head_dim {head_dim} on "
         f"{architecture.name}; ask for it by name"
     )
 

@@ -19,7 +19,7 @@ from tokenmix_ops.backends.triton.backward import (
 )
 from tokenmix_ops.backends.triton.configs import Config
 from tokenmix_ops.backends.triton.forward import fwd_resident_kernel, fwd_streamed_kernel
-from tokenmix_ops.backends.triton.keys import Layout
+from tokenmix_ops.backends.triton.layout import Layout
 
 KERNELS = {
     "fwd_resident": fwd_resident_kernel,
@@ -51,7 +51,7 @@ def forward(
         query, key, key_index, num_tokens, num_prefix_tokens, num_full_tokens, cross_frame_gain
     )
     groups = query.shape[0] * layout.num_rows * layout.num_heads
-    arguments = [query, key, value, output, lse, key_index, key_frame]
+    arguments: list[Any] = [query, key, value, output, lse, key_index, key_frame]
     arguments += [*query.stride()[:4], *_strides(key), *_strides(value)]
     arguments += [abs(scale), cross_frame_gain]
     constants = {"L": layout, "NEGATIVE": scale < 0}
@@ -114,7 +114,7 @@ def backward(
     with _on_device_of(query):
         if config is not None and groups >= config.programs_per_sm * _num_sms(query.device):
             tensors = [output_grad, query, key, value, output, lse, *grads, key_index, key_frame]
-            arguments = [*tensors, *read, *written, *numbers]
+            arguments: list[Any] = [*tensors, *read, *written, *numbers]
             _run(bwd_resident_kernel, groups, config, layout, arguments, constants)
             return grads
 
