@@ -41,7 +41,7 @@ def token_mix_attention(
     wrong shapes, strides, devices, dtypes or names, RuntimeError if the requested backend cannot
     compute the call. Source: Token Mixing (AAAI 2023), Eq. 8 and "Selection Strategy".
     """
-    query, key, value = _autocast(query), _autocast(key), _autocast(value)
+    query, key, value = _autocast(query, key, value)
     plan = _checked(query, key, value, mixing, num_prefix_tokens)
     chosen = backends.select(query, key, value, plan, backend)
     return chosen.token_mix_attention(query, key, value, plan, _scale(query, scale))
@@ -60,7 +60,7 @@ def attention_weights(
     Arguments as in `token_mix_attention`; at least float32. For looking at: it holds the whole map
     in memory, which the operator itself never does.
     """
-    query, key = _autocast(query), _autocast(key)
+    query, key = _autocast(query, key)
     plan = _checked(query, key, key, mixing, num_prefix_tokens)
     return eager.attention_weights(query, key, plan, _scale(query, scale))
 
@@ -75,7 +75,7 @@ def explain(
     backend: str | None = None,
 ) -> Explanation:
     """Which backend `token_mix_attention` would use for this call, and why each other would not."""
-    query, key, value = _autocast(query), _autocast(key), _autocast(value)
+    query, key, value = _autocast(query, key, value)
     plan = _checked(query, key, value, mixing, num_prefix_tokens)
     return backends.explain(query, key, value, plan, backend)
 
@@ -84,13 +84,15 @@ def _scale(query: Tensor, scale: float | None) -> float:
     return query.shape[-1] ** -0.5 if scale is None else float(scale)
 
 
-def _autocast(tensor: Tensor) -> Tensor:
+def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     # What autocast does to PyTorch's own attention: lower the precision, but never of float64.
-    device_type = tensor.device.type
-    possible = torch.amp.is_autocast_available(device_type) and tensor.dtype in DTYPES[:3]
-    if possible and torch.is_autocast_enabled(device_type):
-        return tensor.to(torch.get_autocast_dtype(device_type))
-    return tensor
+    device_type = tensors[0].device.type
+    if not torch.amp.is_autocast_available(device_type):
+        return tensors
+    if not torch.is_autocast_enabled(device_type):
+        return tensors
+    dtype = torch.get_autocast_dtype(device_type)
+    return tuple(t.to(dtype) if t.dtype in DTYPES[:3] else t for t in tensors)
 
 
 def _checked(

@@ -8,6 +8,7 @@ for trying and testing.
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -26,6 +27,12 @@ MAX_HEAD_DIM = 256
 @constant
 def unavailable() -> str | None:
     """Why this machine cannot run the backend; None if it can."""
+    return _missing()
+
+
+# Asked at every call, and the answers do not change.
+@lru_cache
+def _missing() -> str | None:
     if find_spec("triton") is None:
         return "Triton is not installed; pip install 'tokenmix_ops[triton]'"
     if not interpreted() and not torch.cuda.is_available():
@@ -36,6 +43,11 @@ def unavailable() -> str | None:
 @constant
 def interpreted() -> bool:
     """Whether Triton's interpreter stands in for its compiler in this process."""
+    return _interpreted()
+
+
+@lru_cache
+def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 
@@ -57,10 +69,15 @@ def unsupported(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> str | 
 
 def not_preferred(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> str | None:
     """Why the automatic choice passes over the backend for a call that it can compute."""
-    return _unmeasured(query.device, query.dtype, guarded(query.shape[-1]))
+    return _reason_of(query.device, query.dtype, guarded(query.shape[-1]))
 
 
 @constant
+def _reason_of(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    return _unmeasured(device, dtype, head_dim)
+
+
+@lru_cache
 def _unmeasured(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
     if interpreted():
         return "slow under Triton's interpreter; ask for it by name"

@@ -18,9 +18,12 @@ from tokenmix_ops.backends.triton.keys import (
     LOG2E,
     add_product,
     gains_of,
-    key_frames,
     key_offsets,
+    load_keys,
     load_rows,
+    lse_start,
+    output_offsets,
+    output_start,
     place,
     product,
     query_frames,
@@ -31,22 +34,36 @@ from tokenmix_ops.backends.triton.keys import (
 
 @triton.jit
 def _weights_and_slopes(
-    keys, values, rows, grads, lse_rows, delta, used, of_keys, of_queries, gain, scale2,
+    scores, slopes, lse, delta, used, of_queries, of_keys, gain, scale2,
     MASKED: tl.constexpr, L: tl.constexpr,
 ):  # fmt: skip
-    """P and dS without its scale, both [keys, queries], 0 for keys that are not ``used``."""
-    scores = product(keys, tl.trans(rows), L)
+    """P and dS, without its scale, from Q K' and dO V', or both transposed.
+
+    What belongs to queries or to keys comes shaped to be broadcast. Both are 0 for keys not
+    ``used``.
+    """
     if L.gains:
-        gains = gains_of(of_queries[None, :], of_keys[:, None], gain)
+        gains = gains_of(of_queries, of_keys, gain)
         scores *= gains
-    weights = tl.exp2(scores * scale2 - lse_rows[None, :])
+    weights = tl.exp2(scores * scale2 - lse)
     if MASKED:
-        weights = tl.where(used[:, None], weights, 0.0)
-    slopes = product(values, tl.trans(grads), L)
-    slopes = weights * (slopes - delta[None, :])
+        weights = tl.where(used, weights, 0.0)
+    slopes = weights * (slopes - delta)
     if L.gains:
         slopes *= gains
     return weights, slopes
+
+
+@triton.jit
+def _store_keys(
+    slots, row, key_grads, value_grads, scale, key_grad, value_grad, key_index,
+    stride_kt, stride_ks, stride_vt, stride_vs, BLOCK_D: tl.constexpr, L: tl.constexpr,
+):  # fmt: skip
+    inside = slots < L.num_keys
+    k_offsets = key_offsets(slots, row, key_index, stride_kt, stride_ks, L)
+    v_offsets = key_offsets(slots, row, key_index, stride_vt, stride_vs, L)
+    store_rows(key_grad, k_offsets, key_grads * scale, inside, BLOCK_D, L)
+    store_rows(value_grad, v_offsets, value_grads, inside, BLOCK_D, L)
 
 
 @triton.jit
@@ -93,25 +110,21 @@ def bwd_resident_kernel(
     value += video * stride_vb + head * stride_vh
     key_grad += video * stride_dkb + head * stride_dkh
     value_grad += video * stride_dvb + head * stride_dvh
-    output += (video * L.num_frames * L.num_queries * L.num_heads + head) * L.head_dim
-    query_grad += (video * L.num_frames * L.num_queries * L.num_heads + head) * L.head_dim
-    lse += ((video * L.num_heads + head) * L.num_rows + row) * L.group_queries
+    output += output_start(video, head, L)
+    query_grad += output_start(video, head, L)
+    lse += lse_start(video, row, head, L)
 
-    slots = ()
-    keys = ()
-    values = ()
-    of_keys = ()
+    tiles = ()
     key_grads = ()
     value_grads = ()
     for i in tl.static_range(NUM):
-        of_tile = i * BLOCK_N + tl.arange(0, BLOCK_N if i < FULL else TAIL)
-        inside = of_tile < L.num_keys
-        k_offsets = key_offsets(of_tile, row, key_index, stride_kt, stride_ks, L)
-        v_offsets = key_offsets(of_tile, row, key_index, stride_vt, stride_vs, L)
-        slots += (of_tile,)
-        keys += (load_rows(key, k_offsets, inside, i >= FULL, BLOCK_D, L),)
-        values += (load_rows(value, v_offsets, inside, i >= FULL, BLOCK_D, L),)
-        of_keys += (key_frames(of_tile, row, key_frame, L) if L.gains else 0,)
+        tiles += (
+            load_keys(
+                i * BLOCK_N + tl.arange(0, BLOCK_N if i < FULL else TAIL), row,
+                key, value, key_index, key_frame, stride_kt, stride_ks, stride_vt, stride_vs,
+                i >= FULL, BLOCK_D, L,
+            ),
+        )  # fmt: skip
         key_grads += (tl.zeros([BLOCK_N if i < FULL else TAIL, BLOCK_D], tl.float32),)
         value_grads += (tl.zeros([BLOCK_N if i < FULL else TAIL, BLOCK_D], tl.float32),)
 
@@ -122,9 +135,7 @@ def bwd_resident_kernel(
         of_queries = query_frames(queries, row, L)
         q_offsets = query_offsets(queries, row, stride_qt, stride_qs, L)
         g_offsets = query_offsets(queries, row, stride_gt, stride_gs, L)
-        out_offsets = query_offsets(
-            queries, row, L.num_queries * L.num_heads * L.head_dim, L.num_heads * L.head_dim, L
-        )
+        out_offsets = output_offsets(queries, row, L)
         rows = load_rows(query, q_offsets, inside, True, BLOCK_D, L)
         grads = load_rows(output_grad, g_offsets, inside, True, BLOCK_D, L)
         outputs = load_rows(output, out_offsets, inside, True, BLOCK_D, L)
@@ -134,24 +145,27 @@ def bwd_resident_kernel(
         next_key_grads = ()
         next_value_grads = ()
         for i in tl.static_range(NUM):
+            keys, values, of_keys = tiles[i]
+            slots = i * BLOCK_N + tl.arange(0, BLOCK_N if i < FULL else TAIL)
             weights, slopes = _weights_and_slopes(
-                keys[i], values[i], rows, grads, lse_rows, delta, slots[i] < L.num_keys,
-                of_keys[i], of_queries, gain, scale2, i >= FULL, L,
+                product(keys, tl.trans(rows), L), product(values, tl.trans(grads), L),
+                lse_rows[None, :], delta[None, :], (slots < L.num_keys)[:, None],
+                of_queries[None, :], of_keys[:, None], gain, scale2, i >= FULL, L,
             )  # fmt: skip
             slopes = slopes.to(rows.dtype)
             next_value_grads += (add_product(value_grads[i], weights.to(grads.dtype), grads, L),)
             next_key_grads += (add_product(key_grads[i], slopes, rows, L),)
-            query_grads = add_product(query_grads, tl.trans(keys[i]), slopes, L)
+            query_grads = add_product(query_grads, tl.trans(keys), slopes, L)
         key_grads = next_key_grads
         value_grads = next_value_grads
         store_rows(query_grad, out_offsets, tl.trans(query_grads) * scale, inside, BLOCK_D, L)
 
     for i in tl.static_range(NUM):
-        inside = slots[i] < L.num_keys
-        k_offsets = key_offsets(slots[i], row, key_index, stride_dkt, stride_dks, L)
-        v_offsets = key_offsets(slots[i], row, key_index, stride_dvt, stride_dvs, L)
-        store_rows(key_grad, k_offsets, key_grads[i] * scale, inside, BLOCK_D, L)
-        store_rows(value_grad, v_offsets, value_grads[i], inside, BLOCK_D, L)
+        _store_keys(
+            i * BLOCK_N + tl.arange(0, BLOCK_N if i < FULL else TAIL), row,
+            key_grads[i], value_grads[i], scale, key_grad, value_grad, key_index,
+            stride_dkt, stride_dks, stride_dvt, stride_dvs, BLOCK_D, L,
+        )  # fmt: skip
     for first in range(0, L.num_unselected, BLOCK_M):
         _store_zeros(
             key_grad, value_grad, first, row, stride_dkt, stride_dks, stride_dvt, stride_dvs,
@@ -161,30 +175,21 @@ def bwd_resident_kernel(
 
 @triton.jit
 def _query_step(
-    rows, grads, start, row, key, value, key_index, key_frame,
+    rows, grads, slots, row, key, value, key_index, key_frame,
     stride_kt, stride_ks, stride_vt, stride_vs,
     lse_rows, delta, of_queries, gain, scale2, query_grads,
-    MASKED: tl.constexpr, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, L: tl.constexpr,
+    MASKED: tl.constexpr, BLOCK_D: tl.constexpr, L: tl.constexpr,
 ):  # fmt: skip
     """dQ, without its scale, after one more key tile."""
-    slots = start + tl.arange(0, WIDTH)
-    inside = slots < L.num_keys
-    k_offsets = key_offsets(slots, row, key_index, stride_kt, stride_ks, L)
-    v_offsets = key_offsets(slots, row, key_index, stride_vt, stride_vs, L)
-    keys = load_rows(key, k_offsets, inside, MASKED, BLOCK_D, L)
-    values = load_rows(value, v_offsets, inside, MASKED, BLOCK_D, L)
-    scores = product(rows, tl.trans(keys), L)
-    if L.gains:
-        of_keys = key_frames(slots, row, key_frame, L)
-        gains = gains_of(of_queries[:, None], of_keys[None, :], gain)
-        scores *= gains
-    weights = tl.exp2(scores * scale2 - lse_rows[:, None])
-    if MASKED:
-        weights = tl.where(inside[None, :], weights, 0.0)
-    slopes = product(grads, tl.trans(values), L)
-    slopes = weights * (slopes - delta[:, None])
-    if L.gains:
-        slopes *= gains
+    keys, values, of_keys = load_keys(
+        slots, row, key, value, key_index, key_frame, stride_kt, stride_ks, stride_vt, stride_vs,
+        MASKED, BLOCK_D, L,
+    )  # fmt: skip
+    _, slopes = _weights_and_slopes(
+        product(rows, tl.trans(keys), L), product(grads, tl.trans(values), L),
+        lse_rows[:, None], delta[:, None], (slots < L.num_keys)[None, :],
+        of_queries[:, None], of_keys[None, :], gain, scale2, MASKED, L,
+    )  # fmt: skip
     return add_product(query_grads, slopes.to(keys.dtype), keys, L)
 
 
@@ -211,19 +216,17 @@ def bwd_query_kernel(
     output_grad += video * stride_gb + head * stride_gh
     key += video * stride_kb + head * stride_kh
     value += video * stride_vb + head * stride_vh
-    output += (video * L.num_frames * L.num_queries * L.num_heads + head) * L.head_dim
-    query_grad += (video * L.num_frames * L.num_queries * L.num_heads + head) * L.head_dim
-    lse += ((video * L.num_heads + head) * L.num_rows + row) * L.group_queries
-    delta += ((video * L.num_heads + head) * L.num_rows + row) * L.group_queries
+    output += output_start(video, head, L)
+    query_grad += output_start(video, head, L)
+    lse += lse_start(video, row, head, L)
+    delta += lse_start(video, row, head, L)
 
     queries = (program % num_tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
     inside = queries < L.group_queries
     of_queries = query_frames(queries, row, L)
     q_offsets = query_offsets(queries, row, stride_qt, stride_qs, L)
     g_offsets = query_offsets(queries, row, stride_gt, stride_gs, L)
-    out_offsets = query_offsets(
-        queries, row, L.num_queries * L.num_heads * L.head_dim, L.num_heads * L.head_dim, L
-    )
+    out_offsets = output_offsets(queries, row, L)
     rows = load_rows(query, q_offsets, inside, True, BLOCK_D, L)
     grads = load_rows(output_grad, g_offsets, inside, True, BLOCK_D, L)
     outputs = load_rows(output, out_offsets, inside, True, BLOCK_D, L)
@@ -235,15 +238,15 @@ def bwd_query_kernel(
     query_grads = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     for start in range(0, FULL * BLOCK_N, BLOCK_N):
         query_grads = _query_step(
-            rows, grads, start, row, key, value, key_index, key_frame,
+            rows, grads, start + tl.arange(0, BLOCK_N), row, key, value, key_index, key_frame,
             stride_kt, stride_ks, stride_vt, stride_vs,
-            lse_rows, of_tile, of_queries, gain, scale2, query_grads, False, BLOCK_N, BLOCK_D, L,
+            lse_rows, of_tile, of_queries, gain, scale2, query_grads, False, BLOCK_D, L,
         )  # fmt: skip
     if TAIL > 0:
         query_grads = _query_step(
-            rows, grads, FULL * BLOCK_N, row, key, value, key_index, key_frame,
+            rows, grads, FULL * BLOCK_N + tl.arange(0, TAIL), row, key, value, key_index, key_frame,
             stride_kt, stride_ks, stride_vt, stride_vs,
-            lse_rows, of_tile, of_queries, gain, scale2, query_grads, True, TAIL, BLOCK_D, L,
+            lse_rows, of_tile, of_queries, gain, scale2, query_grads, True, BLOCK_D, L,
         )  # fmt: skip
     store_rows(query_grad, out_offsets, query_grads * scale, inside, BLOCK_D, L)
 
@@ -268,8 +271,9 @@ def _over_queries(
         of_tile = tl.load(delta + in_row, mask=inside, other=0.0)
         of_queries = query_frames(queries, row, L)
         weights, slopes = _weights_and_slopes(
-            keys, values, rows, grads, lse_rows, of_tile, used, of_keys, of_queries, gain, scale2,
-            True, L,
+            product(keys, tl.trans(rows), L), product(values, tl.trans(grads), L),
+            lse_rows[None, :], of_tile[None, :], used[:, None],
+            of_queries[None, :], of_keys[:, None], gain, scale2, True, L,
         )  # fmt: skip
         value_grads = add_product(value_grads, weights.to(grads.dtype), grads, L)
         key_grads = add_product(key_grads, slopes.to(rows.dtype), rows, L)
@@ -315,8 +319,8 @@ def bwd_key_kernel(
     value += video * stride_vb + head * stride_vh
     key_grad += video * stride_dkb + head * stride_dkh
     value_grad += video * stride_dvb + head * stride_dvh
-    lse += (video * L.num_heads + head) * L.num_rows * L.group_queries
-    delta += (video * L.num_heads + head) * L.num_rows * L.group_queries
+    lse += lse_start(video, 0, head, L)
+    delta += lse_start(video, 0, head, L)
     scale2 = scale * LOG2E
     key_grads = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     value_grads = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
@@ -337,7 +341,7 @@ def bwd_key_kernel(
         # Each turn takes, of every token in the lowest row not yet done, its next use.
         while row < L.num_rows:
             used = slots // L.num_keys == row
-            of_keys = tl.load(key_frame + slots, mask=used, other=-1) if L.gains else 0
+            of_keys = tl.load(key_frame + slots, mask=used, other=-1) if L.gains else slots
             key_grads, value_grads = _over_queries(
                 keys, values, used, of_keys, row, key_grads, value_grads,
                 output_grad, query, lse, delta,
@@ -352,21 +356,19 @@ def bwd_key_kernel(
         store_rows(value_grad, v_offsets, value_grads, inside, BLOCK_D, L)
     elif tile < key_tiles:
         slots = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-        inside = slots < L.num_keys
-        k_offsets = key_offsets(slots, row, key_index, stride_kt, stride_ks, L)
-        v_offsets = key_offsets(slots, row, key_index, stride_vt, stride_vs, L)
-        keys = load_rows(key, k_offsets, inside, True, BLOCK_D, L)
-        values = load_rows(value, v_offsets, inside, True, BLOCK_D, L)
-        of_keys = key_frames(slots, row, key_frame, L) if L.gains else 0
+        keys, values, of_keys = load_keys(
+            slots, row, key, value, key_index, key_frame,
+            stride_kt, stride_ks, stride_vt, stride_vs, True, BLOCK_D, L,
+        )  # fmt: skip
         key_grads, value_grads = _over_queries(
-            keys, values, inside, of_keys, row, key_grads, value_grads,
+            keys, values, slots < L.num_keys, of_keys, row, key_grads, value_grads,
             output_grad, query, lse, delta,
             stride_gt, stride_gs, stride_qt, stride_qs, scale2, gain, BLOCK_M, BLOCK_D, L,
         )  # fmt: skip
-        k_offsets = key_offsets(slots, row, key_index, stride_dkt, stride_dks, L)
-        v_offsets = key_offsets(slots, row, key_index, stride_dvt, stride_dvs, L)
-        store_rows(key_grad, k_offsets, key_grads * scale, inside, BLOCK_D, L)
-        store_rows(value_grad, v_offsets, value_grads, inside, BLOCK_D, L)
+        _store_keys(
+            slots, row, key_grads, value_grads, scale, key_grad, value_grad, key_index,
+            stride_dkt, stride_dks, stride_dvt, stride_dvs, BLOCK_D, L,
+        )  # fmt: skip
     elif L.num_unselected > 0:
         _store_zeros(
             key_grad, value_grad, (tile - key_tiles) * BLOCK_N, row,

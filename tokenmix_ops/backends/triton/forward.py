@@ -14,9 +14,11 @@ from tokenmix_ops.backends.triton.keys import (
     LOG2E,
     add_product,
     gains_of,
-    key_frames,
-    key_offsets,
+    load_keys,
     load_rows,
+    lse_start,
+    output_offsets,
+    output_start,
     place,
     product,
     query_frames,
@@ -27,16 +29,9 @@ from tokenmix_ops.backends.triton.keys import (
 
 @triton.jit
 def _scores(
-    rows,
-    keys,
-    slots,
-    of_queries,
-    of_keys,
-    gain,
-    MASKED: tl.constexpr,
-    NEGATIVE: tl.constexpr,
-    L: tl.constexpr,
-):
+    rows, keys, slots, of_queries, of_keys, gain,
+    MASKED: tl.constexpr, NEGATIVE: tl.constexpr, L: tl.constexpr,
+):  # fmt: skip
     """Logits before their scale; -inf past the last slot."""
     scores = product(rows, tl.trans(keys), L)
     if L.gains:
@@ -54,7 +49,8 @@ def _finite(largest):
     return tl.where(largest == float("-inf"), 0.0, largest)
 
 
-@triton.jit
+# Launched again without a look at this number: no kernel may be made for one value of it.
+@triton.jit(do_not_specialize=["tiles_per_program"])
 def fwd_resident_kernel(
     query, key, value, output, lse, key_index, key_frame,
     stride_qb, stride_qt, stride_qs, stride_qh,
@@ -76,23 +72,19 @@ def fwd_resident_kernel(
     query += video * stride_qb + head * stride_qh
     key += video * stride_kb + head * stride_kh
     value += video * stride_vb + head * stride_vh
-    output += (video * L.num_frames * L.num_queries * L.num_heads + head) * L.head_dim
-    lse += ((video * L.num_heads + head) * L.num_rows + row) * L.group_queries
+    output += output_start(video, head, L)
+    lse += lse_start(video, row, head, L)
 
     # Loaded before the loop over queries, they stay in shared memory through it.
-    slots = ()
-    keys = ()
-    values = ()
-    of_keys = ()
+    tiles = ()
     for i in tl.static_range(NUM):
-        of_tile = i * BLOCK_N + tl.arange(0, BLOCK_N if i < FULL else TAIL)
-        inside = of_tile < L.num_keys
-        k_offsets = key_offsets(of_tile, row, key_index, stride_kt, stride_ks, L)
-        v_offsets = key_offsets(of_tile, row, key_index, stride_vt, stride_vs, L)
-        slots += (of_tile,)
-        keys += (load_rows(key, k_offsets, inside, i >= FULL, BLOCK_D, L),)
-        values += (load_rows(value, v_offsets, inside, i >= FULL, BLOCK_D, L),)
-        of_keys += (key_frames(of_tile, row, key_frame, L) if L.gains else 0,)
+        tiles += (
+            load_keys(
+                i * BLOCK_N + tl.arange(0, BLOCK_N if i < FULL else TAIL), row,
+                key, value, key_index, key_frame, stride_kt, stride_ks, stride_vt, stride_vs,
+                i >= FULL, BLOCK_D, L,
+            ),
+        )  # fmt: skip
 
     scale2 = scale * LOG2E
     for tile in range(first, tl.minimum(first + tiles_per_program, num_tiles)):
@@ -105,9 +97,10 @@ def fwd_resident_kernel(
         for i in tl.static_range(NUM):
             scores += (
                 _scores(
-                    rows, keys[i], slots[i], of_queries, of_keys[i], gain, i >= FULL, NEGATIVE, L
+                    rows, tiles[i][0], i * BLOCK_N + tl.arange(0, BLOCK_N if i < FULL else TAIL),
+                    of_queries, tiles[i][2], gain, i >= FULL, NEGATIVE, L,
                 ),
-            )
+            )  # fmt: skip
         largest = tl.max(scores[0], 1)
         for i in tl.static_range(1, NUM):
             largest = tl.maximum(largest, tl.max(scores[i], 1))
@@ -117,36 +110,31 @@ def fwd_resident_kernel(
         for i in tl.static_range(NUM):
             weights = tl.exp2(scores[i] * scale2 - largest[:, None])
             total += tl.sum(weights, 1)
-            mixed = add_product(mixed, weights.to(values[i].dtype), values[i], L)
-        out_offsets = query_offsets(
-            queries, row, L.num_queries * L.num_heads * L.head_dim, L.num_heads * L.head_dim, L
+            mixed = add_product(mixed, weights.to(value.dtype.element_ty), tiles[i][1], L)
+        store_rows(
+            output, output_offsets(queries, row, L), mixed / total[:, None], inside, BLOCK_D, L
         )
-        store_rows(output, out_offsets, mixed / total[:, None], inside, BLOCK_D, L)
         tl.store(lse + queries, largest + tl.log2(total), mask=inside)
 
 
 @triton.jit
 def _step(
-    rows, start, row, key, value, key_index, key_frame,
+    rows, slots, row, key, value, key_index, key_frame,
     stride_kt, stride_ks, stride_vt, stride_vs,
     of_queries, gain, scale2, largest, total, mixed,
-    MASKED: tl.constexpr, NEGATIVE: tl.constexpr,
-    WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, L: tl.constexpr,
+    MASKED: tl.constexpr, NEGATIVE: tl.constexpr, BLOCK_D: tl.constexpr, L: tl.constexpr,
 ):  # fmt: skip
     """The running softmax over one more key tile: its largest logit, total and mixed values."""
-    slots = start + tl.arange(0, WIDTH)
-    inside = slots < L.num_keys
-    k_offsets = key_offsets(slots, row, key_index, stride_kt, stride_ks, L)
-    keys = load_rows(key, k_offsets, inside, MASKED, BLOCK_D, L)
-    of_keys = key_frames(slots, row, key_frame, L) if L.gains else 0
+    keys, values, of_keys = load_keys(
+        slots, row, key, value, key_index, key_frame, stride_kt, stride_ks, stride_vt, stride_vs,
+        MASKED, BLOCK_D, L,
+    )  # fmt: skip
     scores = _scores(rows, keys, slots, of_queries, of_keys, gain, MASKED, NEGATIVE, L)
     now = tl.maximum(largest, tl.max(scores, 1) * scale2)
     shift = _finite(now)
     weights = tl.exp2(scores * scale2 - shift[:, None])
     fade = tl.exp2(largest - shift)
     total = total * fade + tl.sum(weights, 1)
-    v_offsets = key_offsets(slots, row, key_index, stride_vt, stride_vs, L)
-    values = load_rows(value, v_offsets, inside, MASKED, BLOCK_D, L)
     mixed = add_product(mixed * fade[:, None], weights.to(values.dtype), values, L)
     return now, total, mixed
 
@@ -169,8 +157,8 @@ def fwd_streamed_kernel(
     query += video * stride_qb + head * stride_qh
     key += video * stride_kb + head * stride_kh
     value += video * stride_vb + head * stride_vh
-    output += (video * L.num_frames * L.num_queries * L.num_heads + head) * L.head_dim
-    lse += ((video * L.num_heads + head) * L.num_rows + row) * L.group_queries
+    output += output_start(video, head, L)
+    lse += lse_start(video, row, head, L)
 
     queries = (program % num_tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
     inside = queries < L.group_queries
@@ -183,20 +171,15 @@ def fwd_streamed_kernel(
     mixed = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     for start in range(0, FULL * BLOCK_N, BLOCK_N):
         largest, total, mixed = _step(
-            rows, start, row, key, value, key_index, key_frame,
+            rows, start + tl.arange(0, BLOCK_N), row, key, value, key_index, key_frame,
             stride_kt, stride_ks, stride_vt, stride_vs,
-            of_queries, gain, scale2, largest, total, mixed,
-            False, NEGATIVE, BLOCK_N, BLOCK_D, L,
+            of_queries, gain, scale2, largest, total, mixed, False, NEGATIVE, BLOCK_D, L,
         )  # fmt: skip
     if TAIL > 0:
         largest, total, mixed = _step(
-            rows, FULL * BLOCK_N, row, key, value, key_index, key_frame,
+            rows, FULL * BLOCK_N + tl.arange(0, TAIL), row, key, value, key_index, key_frame,
             stride_kt, stride_ks, stride_vt, stride_vs,
-            of_queries, gain, scale2, largest, total, mixed,
-            True, NEGATIVE, TAIL, BLOCK_D, L,
+            of_queries, gain, scale2, largest, total, mixed, True, NEGATIVE, BLOCK_D, L,
         )  # fmt: skip
-    out_offsets = query_offsets(
-        queries, row, L.num_queries * L.num_heads * L.head_dim, L.num_heads * L.head_dim, L
-    )
-    store_rows(output, out_offsets, mixed / total[:, None], inside, BLOCK_D, L)
+    store_rows(output, output_offsets(queries, row, L), mixed / total[:, None], inside, BLOCK_D, L)
     tl.store(lse + queries, _finite(largest) + tl.log2(total), mask=inside)

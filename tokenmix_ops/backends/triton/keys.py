@@ -23,8 +23,26 @@ def place(index, L: tl.constexpr):
 @triton.jit
 def query_offsets(queries, row, stride_t, stride_s, L: tl.constexpr):
     """Offsets of a group's queries from the video's first."""
-    frames = row * L.group_frames + queries // L.num_queries
+    frames = query_frames(queries, row, L)
     return frames.to(tl.int64) * stride_t + (queries % L.num_queries).to(tl.int64) * stride_s
+
+
+@triton.jit
+def output_offsets(queries, row, L: tl.constexpr):
+    """The same in contiguous tensors: the output, and the gradient of the queries."""
+    return (row * L.group_queries + queries).to(tl.int64) * (L.num_heads * L.head_dim)
+
+
+@triton.jit
+def output_start(video, head, L: tl.constexpr):
+    """Offset of a video's first query in contiguous tensors."""
+    return (video * (L.num_frames * L.num_queries * L.num_heads) + head) * L.head_dim
+
+
+@triton.jit
+def lse_start(video, row, head, L: tl.constexpr):
+    """Offset of a group's first query in lse and what is laid out as it."""
+    return ((video * L.num_heads + head) * L.num_rows + row) * L.group_queries
 
 
 @triton.jit
@@ -89,6 +107,21 @@ def load_rows(base, offsets, inside, MASKED: tl.constexpr, BLOCK_D: tl.constexpr
         return tl.load(pointers, mask=inside[:, None], other=0.0)
     else:
         return tl.load(pointers)
+
+
+@triton.jit
+def load_keys(
+    slots, row, key, value, key_index, key_frame, stride_kt, stride_ks, stride_vt, stride_vs,
+    MASKED: tl.constexpr, BLOCK_D: tl.constexpr, L: tl.constexpr,
+):  # fmt: skip
+    """Keys and values in these slots, zero past the last one, and the frames they count as."""
+    inside = slots < L.num_keys
+    k_offsets = key_offsets(slots, row, key_index, stride_kt, stride_ks, L)
+    v_offsets = key_offsets(slots, row, key_index, stride_vt, stride_vs, L)
+    keys = load_rows(key, k_offsets, inside, MASKED, BLOCK_D, L)
+    values = load_rows(value, v_offsets, inside, MASKED, BLOCK_D, L)
+    of_keys = key_frames(slots, row, key_frame, L) if L.gains else slots
+    return keys, values, of_keys
 
 
 @triton.jit

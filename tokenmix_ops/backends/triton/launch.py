@@ -31,6 +31,46 @@ KERNELS = {
 """By the names that launch configurations use."""
 
 
+class Launch:
+    """A kernel for one kind of call: after its first launch Triton is asked nothing again."""
+
+    def __init__(self, name: str, config: Config, layout: Layout, **constants: Any) -> None:
+        self.kernel: Any = KERNELS[name]
+        self.config = config
+        given = {"L": layout, **constants, **tile_constants(self.kernel, layout, config)}
+        self.constants = {name: given[name] for name in self.kernel.arg_names if name in given}
+        self.compiled: Any = None
+
+    def __call__(self, programs: int, *arguments: Any) -> None:
+        if self.compiled is not None:
+            self.compiled[(programs, 1, 1)](*arguments, *self.constants.values())
+            return
+        if programs >= 2**31:
+            raise RuntimeError(
+                f"{programs} programs exceed the 2**31 - 1 of a grid; split the batch"
+            )
+        self.compiled = self.kernel[(programs,)](
+            *arguments,
+            **self.constants,
+            num_warps=self.config.num_warps,
+            num_stages=self.config.num_stages,
+            enable_fp_fusion=True,
+        )
+
+
+def tile_constants(kernel: Any, layout: Layout, config: Config) -> dict[str, int]:
+    """The tile sizes that a kernel is compiled for."""
+    tiles = {
+        "BLOCK_M": config.BLOCK_M,
+        "BLOCK_N": config.BLOCK_N,
+        "BLOCK_D": max(16, triton.next_power_of_2(layout.head_dim)),
+    }
+    if "TAIL" in kernel.arg_names:
+        rest = layout.num_keys % config.BLOCK_N
+        tiles["TAIL"] = max(16, triton.next_power_of_2(rest)) if rest else 0
+    return tiles
+
+
 def forward(
     query: Tensor,
     key: Tensor,
@@ -47,33 +87,19 @@ def forward(
     output, lse = ops.empty_output(query)
     if query.shape[0] == 0:
         return output, lse
-    layout = _layout_of(
-        query, key, key_index, num_tokens, num_prefix_tokens, num_full_tokens, cross_frame_gain
-    )
+    kind = _kind(query, key, value, key_index, num_tokens, num_prefix_tokens, num_full_tokens)
+    layout, launch, strides = _forward_launch(*kind, cross_frame_gain != 1.0, scale < 0)
     groups = query.shape[0] * layout.num_rows * layout.num_heads
-    arguments: list[Any] = [query, key, value, output, lse, key_index, key_frame]
-    arguments += [*query.stride()[:4], *_strides(key), *_strides(value)]
-    arguments += [abs(scale), cross_frame_gain]
-    constants = {"L": layout, "NEGATIVE": scale < 0}
-    config = _find("fwd_resident", query, layout)
+    tiles = -(-layout.group_queries // launch.config.BLOCK_M)
+    tensors = (query, key, value, output, lse, key_index, key_frame)
     with _on_device_of(query):
-        if config is not None:
-            tiles = triton.cdiv(layout.group_queries, config.BLOCK_M)
-            wanted = config.programs_per_sm * _num_sms(query.device)
-            programs = min(tiles, triton.cdiv(wanted, groups))
-            each = triton.cdiv(tiles, programs)
-            _run(
-                fwd_resident_kernel,
-                groups * triton.cdiv(tiles, each),
-                config,
-                layout,
-                [*arguments, each],
-                constants,
-            )
+        if launch.kernel is fwd_streamed_kernel:
+            launch(groups * tiles, *tensors, *strides, abs(scale), cross_frame_gain)
         else:
-            config = _find_any("fwd_streamed", query, layout)
-            programs = groups * triton.cdiv(layout.group_queries, config.BLOCK_M)
-            _run(fwd_streamed_kernel, programs, config, layout, arguments, constants)
+            wanted = launch.config.programs_per_sm * _num_sms(query.device)
+            each = -(-tiles // min(tiles, -(-wanted // groups)))
+            programs = groups * -(-tiles // each)
+            launch(programs, *tensors, *strides, abs(scale), cross_frame_gain, each)
     return output, lse
 
 
@@ -102,41 +128,34 @@ def backward(
     query_grad, key_grad, value_grad = grads
     if output_grad.stride(-1) != 1:
         output_grad = output_grad.contiguous()
-    layout = _layout_of(
-        query, key, key_index, num_tokens, num_prefix_tokens, num_full_tokens, cross_frame_gain
+    kind = _kind(query, key, value, key_index, num_tokens, num_prefix_tokens, num_full_tokens)
+    of_grads = (output_grad.stride(), key_grad.stride(), value_grad.stride())
+    aligned = output_grad.data_ptr() % 16 == 0
+    layout, resident, by_query, by_key, read, written = _backward_launches(
+        *kind, cross_frame_gain != 1.0, of_grads, aligned
     )
     groups = query.shape[0] * layout.num_rows * layout.num_heads
-    read = [*output_grad.stride()[:4], *query.stride()[:4], *_strides(key), *_strides(value)]
-    written = [*_strides(key_grad), *_strides(value_grad)]
-    numbers = [scale, cross_frame_gain]
-    constants = {"L": layout}
-    config = None if layout.by_token else _find("bwd_resident", query, layout)
+    numbers = (scale, cross_frame_gain)
     with _on_device_of(query):
-        if config is not None and groups >= config.programs_per_sm * _num_sms(query.device):
-            tensors = [output_grad, query, key, value, output, lse, *grads, key_index, key_frame]
-            arguments: list[Any] = [*tensors, *read, *written, *numbers]
-            _run(bwd_resident_kernel, groups, config, layout, arguments, constants)
+        if resident and groups >= resident.config.programs_per_sm * _num_sms(query.device):
+            tensors = [output_grad, query, key, value, output, lse, *grads]
+            resident(groups, *tensors, key_index, key_frame, *read, *written, *numbers)
             return grads
-
         delta = torch.empty_like(lse)
+        tiles = -(-layout.group_queries // by_query.config.BLOCK_M)
         tensors = [output_grad, query, key, value, output, lse, query_grad, delta]
-        config = _find_any("bwd_query", query, layout)
-        programs = groups * triton.cdiv(layout.group_queries, config.BLOCK_M)
-        arguments = [*tensors, key_index, key_frame, *read, *numbers]
-        _run(bwd_query_kernel, programs, config, layout, arguments, constants)
+        by_query(groups * tiles, *tensors, key_index, key_frame, *read, *numbers)
 
-        tensors = [output_grad, query, key, value, lse, delta, key_grad, value_grad]
-        config = _find_any("bwd_key", query, layout)
-        tables = [key_index, key_frame, token_order, use_start, uses]
+        width = by_key.config.BLOCK_N
         if layout.by_token:
-            tiles = triton.cdiv(layout.num_frames * layout.num_tokens, config.BLOCK_N)
+            tiles = -(-layout.num_frames * layout.num_tokens // width)
             programs = query.shape[0] * layout.num_heads * tiles
         else:
-            tiles = triton.cdiv(layout.num_keys, config.BLOCK_N)
-            tiles += triton.cdiv(layout.num_unselected, config.BLOCK_N)
+            tiles = -(-layout.num_keys // width) - (-layout.num_unselected // width)
             programs = groups * tiles
-        arguments = [*tensors, *tables, *read, *written, *numbers]
-        _run(bwd_key_kernel, programs, config, layout, arguments, constants)
+        tensors = [output_grad, query, key, value, lse, delta, key_grad, value_grad]
+        tables = (key_index, key_frame, token_order, use_start, uses)
+        by_key(programs, *tensors, *tables, *read, *written, *numbers)
     return grads
 
 
@@ -160,89 +179,104 @@ def _num_sms(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def _find(kernel: str, query: Tensor, layout: Layout) -> Config | None:
-    bits = 8 * query.element_size()
-    return architecture(query.device).find(kernel, bits, layout.head_dim, layout.num_keys)
+def _on_device_of(tensor: Tensor) -> AbstractContextManager[Any]:
+    if not tensor.is_cuda or tensor.get_device() == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(tensor.device)
 
 
-def _find_any(kernel: str, query: Tensor, layout: Layout) -> Config:
-    config = _find(kernel, query, layout)
-    if config is None:
-        raise RuntimeError(
-            f"no launch configuration of {kernel} for {query.dtype}, head_dim {layout.head_dim}, "
-            f"{layout.num_keys} keys on {_name(query.device)}"
-        )
-    return config
-
-
-def _run(
-    kernel: Any,
-    programs: int,
-    config: Config,
-    layout: Layout,
-    arguments: list[Any],
-    constants: dict[str, Any],
-) -> None:
-    if programs >= 2**31:
-        raise RuntimeError(f"{programs} programs exceed the 2**31 - 1 of a grid; split the batch")
-    tiles = tile_constants(kernel, layout, config)
-    kernel[(programs,)](
-        *arguments,
-        **constants,
-        **tiles,
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
-        enable_fp_fusion=True,
-    )
-
-
-def tile_constants(kernel: Any, layout: Layout, config: Config) -> dict[str, int]:
-    """The tile sizes that a kernel is compiled for."""
-    tiles = {
-        "BLOCK_M": config.BLOCK_M,
-        "BLOCK_N": config.BLOCK_N,
-        "BLOCK_D": max(16, triton.next_power_of_2(layout.head_dim)),
-    }
-    if "TAIL" in kernel.arg_names:
-        rest = layout.num_keys % config.BLOCK_N
-        tiles["TAIL"] = max(16, triton.next_power_of_2(rest)) if rest else 0
-    return tiles
-
-
-def _layout_of(
+def _kind(
     query: Tensor,
     key: Tensor,
+    value: Tensor,
     key_index: Tensor,
     num_tokens: int,
     num_prefix_tokens: int,
     num_full_tokens: int | None,
-    cross_frame_gain: float,
-) -> Layout:
-    _, num_frames, num_queries, num_heads, head_dim = query.shape
-    num_rows, num_keys = key_index.shape
-    allow_tf32 = query.is_cuda and torch.backends.cuda.matmul.allow_tf32
+) -> tuple[Any, ...]:
+    """What decides which kernels serve a call and what they are compiled for, all but the gain.
+
+    Shapes without the batch, strides, dtype and device, whether memory starts at multiples of 16
+    bytes, and whether PyTorch allows TF32.
+    """
+    return (
+        query.device,
+        query.dtype,
+        query.shape[1:],
+        key_index.shape,
+        (query.stride(), key.stride(), value.stride()),
+        (query.data_ptr() % 16 == 0, key.data_ptr() % 16 == 0, value.data_ptr() % 16 == 0),
+        num_tokens,
+        num_prefix_tokens,
+        num_full_tokens,
+        query.is_cuda and torch.backends.cuda.matmul.allow_tf32,
+    )
+
+
+def _layout(kind: tuple[Any, ...], gains: bool) -> Layout:
+    device, dtype, shape, table, strides, _, num_tokens, num_prefix_tokens, full, tf32 = kind
+    num_frames, num_queries, num_heads, head_dim = shape
     return Layout(
         num_frames=num_frames,
-        group_frames=num_frames // num_rows,
+        group_frames=num_frames // table[0],
         num_queries=num_queries,
         num_tokens=num_tokens,
         num_prefix_tokens=num_prefix_tokens,
         num_heads=num_heads,
         head_dim=head_dim,
-        num_keys=num_keys,
-        num_full_tokens=-1 if num_full_tokens is None else num_full_tokens,
-        selected=key.dim() == 4,
-        gains=cross_frame_gain != 1.0,
-        precision="tf32" if allow_tf32 else "ieee",
-        upcast=query.dtype == torch.bfloat16 and not query.is_cuda,
+        num_keys=table[1],
+        num_full_tokens=-1 if full is None else full,
+        selected=len(strides[1]) == 4,
+        gains=gains,
+        precision="tf32" if tf32 else "ieee",
+        upcast=dtype == torch.bfloat16 and device.type != "cuda",
     )
 
 
-def _strides(tensor: Tensor) -> tuple[int, ...]:
+def _find(name: str, kind: tuple[Any, ...], layout: Layout) -> Config | None:
+    device, dtype = kind[:2]
+    bits = 8 * dtype.itemsize
+    return architecture(device).find(name, bits, layout.head_dim, layout.num_keys)
+
+
+def _find_any(name: str, kind: tuple[Any, ...], layout: Layout) -> Config:
+    config = _find(name, kind, layout)
+    if config is None:
+        raise RuntimeError(
+            f"no launch configuration of {name} for {kind[1]}, head_dim {layout.head_dim}, "
+            f"{layout.num_keys} keys on {_name(kind[0])}"
+        )
+    return config
+
+
+def _four(strides: tuple[int, ...]) -> tuple[int, ...]:
     """Strides of batch, frame, token and head; selected keys have no frames."""
-    strides = tensor.stride()
-    return strides[:4] if tensor.dim() == 5 else (strides[0], 0, *strides[1:3])
+    return strides[:4] if len(strides) == 5 else (strides[0], 0, *strides[1:3])
 
 
-def _on_device_of(tensor: Tensor) -> AbstractContextManager[Any]:
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+@lru_cache(maxsize=4096)
+def _forward_launch(*key: Any) -> tuple[Layout, Launch, tuple[int, ...]]:
+    *kind, gains, negative = key
+    layout = _layout(tuple(kind), gains)
+    name, config = "fwd_resident", _find("fwd_resident", tuple(kind), layout)
+    if config is None:
+        name, config = "fwd_streamed", _find_any("fwd_streamed", tuple(kind), layout)
+    strides = tuple(number for tensor in kind[4] for number in _four(tensor))
+    return layout, Launch(name, config, layout, NEGATIVE=negative), strides
+
+
+@lru_cache(maxsize=4096)
+def _backward_launches(
+    *key: Any,
+) -> tuple[Layout, Launch | None, Launch, Launch, tuple[int, ...], tuple[int, ...]]:
+    *kind, gains, of_grads, _ = key
+    layout = _layout(tuple(kind), gains)
+    config = None if layout.by_token else _find("bwd_resident", tuple(kind), layout)
+    resident = Launch("bwd_resident", config, layout) if config else None
+    by_query, by_key = (
+        Launch(name, _find_any(name, tuple(kind), layout), layout)
+        for name in ("bwd_query", "bwd_key")
+    )
+    read = tuple(number for tensor in (of_grads[0], *kind[4]) for number in _four(tensor))
+    written = tuple(number for tensor in of_grads[1:] for number in _four(tensor))
+    return layout, resident, by_query, by_key, read, written
