@@ -16,6 +16,7 @@ NAME = "tokenmix_ops"
 # A module may import its own room and every lower floor.
 FLOORS = (
     ("compiling",),
+    ("plan",),
     ("mixing",),
     ("ops",),
     ("backends.*",),

@@ -9,7 +9,7 @@ from tokenmix_ops.backends import use_backend
 from tokenmix_ops.convert import mix_tokens, unmix_tokens
 from tokenmix_ops.families import VisionFamily, register_family
 from tokenmix_ops.functional import attention_weights, explain, token_mix_attention
-from tokenmix_ops.mixing import Mixing, Plan
+from tokenmix_ops.mixing import Mixing
 from tokenmix_ops.modules import (
     PackedParameters,
     PackedProjection,
@@ -17,6 +17,7 @@ from tokenmix_ops.modules import (
     TokenMixAttention,
     set_num_frames,
 )
+from tokenmix_ops.plan import Plan
 
 __version__ = "0.1.0"
 

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from tokenmix_ops import backends
 from tokenmix_ops.backends import Explanation, eager
-from tokenmix_ops.mixing import Mixing, Plan, plan_of
+from tokenmix_ops.mixing import Mixing, plan_of
+from tokenmix_ops.plan import Plan
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

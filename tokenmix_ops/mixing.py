@@ -1,8 +1,9 @@
-"""Which tokens a query attends to: mixings, and the plans that they compile to.
+"""Which tokens a query attends to: mixings.
 
 A video is ``num_frames`` frames of ``num_tokens`` tokens each; the first ``num_prefix_tokens`` of
 every frame are prefix tokens ([CLS], registers), the others its patches in row-major order. This
-file alone decides which token of which frame sits in which key slot; everything else reads plans.
+file alone decides which token of which frame sits in which key slot; everything else reads the
+plans that mixings compile to.
 """
 
 from __future__ import annotations
@@ -12,17 +13,14 @@ import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from itertools import accumulate
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from tokenmix_ops.compiling import constant, guarded
-
-Rows = Literal["shared", "frame", "token"]
-"""What a row of key slots belongs to: the whole video, a query's frame, or a query's token."""
+from tokenmix_ops.plan import Plan, Rows, Table, on_device, tabulate
 
 
 @dataclass(frozen=True)
@@ -158,7 +156,8 @@ class Mixing:
         table = _table(self, int(num_frames), int(num_tokens), int(num_prefix_tokens))
         # Tensors made inside a trace or a functorch transform belong to it and must not be kept.
         transformed = _get_current_dispatch_mode() or torch._C._functorch.peek_interpreter_stack()
-        return _plan(table, device) if transformed is None else _plan.__wrapped__(table, device)
+        make = on_device if transformed is None else on_device.__wrapped__
+        return make(table, device)
 
     def to_json(self) -> str:
         """The mixing as a JSON object: its kind, its gain, and what else its kind has."""
@@ -202,46 +201,6 @@ NAMES = ("paper", "released", "spatial", "adjacent", "temporal", "joint")
 @lru_cache
 def _named(name: str) -> Mixing:
     return getattr(Mixing, name)()
-
-
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """A mixing compiled for one video layout: which token sits in each key slot.
-
-    ``key_index`` int32 [num_rows, num_keys] holds flat token indices ``frame * num_tokens +
-    token``; ``key_frame`` int32 of the same shape the frame a key comes from, -1 for one whose
-    logit is never scaled. The row of query (t, s) is 0, t or s as ``rows`` is "shared", "frame"
-    or "token". Logits of keys from another frame than t are multiplied by ``cross_frame_gain``.
-    """
-
-    mixing: Mixing
-    num_frames: int
-    num_tokens: int
-    num_prefix_tokens: int
-    num_keys: int
-    rows: Rows
-    key_index: Tensor
-    key_frame: Tensor
-    cross_frame_gain: float
-    scales_logits: bool
-    """Whether any query meets a key whose logit the gain changes."""
-    own_tokens: bool
-    """Whether every row names the tokens of its own group (video, frame or token), in order."""
-    num_full_tokens: int | None
-    """n if the keys follow the strided rule, so that nobody has to read the tables: the first n
-    tokens of every frame of the row's group, frame by frame, then of each later token n + i the
-    one in frame i mod (frames of the group). None if they do not."""
-    is_cross_frame: Tensor
-    """bool, True where the gain applies: [num_frames, num_keys], of query frame t and slot j; or
-    [num_tokens, num_frames, num_keys], of query token s too, if the rows are of tokens."""
-    token_order: Tensor
-    """int32 [num_frames * num_tokens]: all tokens, those that the same rows use side by side and
-    the unused ones last; empty, like the next two, where no gradient needs the table."""
-    use_start: Tensor
-    """int32 [num_frames * num_tokens + 1]: where each token's part of ``uses`` begins and ends."""
-    uses: Tensor
-    """int32 [num_rows * num_keys]: flat slots ``row * num_keys + slot``, by token, then in order:
-    the inverse of ``key_index``."""
 
 
 def plan_of(
@@ -335,17 +294,8 @@ _RULES: dict[str, _Rule] = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class _Table:
-    """A plan before it has a device."""
-
-    key_index: list[list[int]]
-    key_frame: list[list[int]]
-    facts: dict[str, Any]
-
-
 @lru_cache(maxsize=256)
-def _table(mixing: Mixing, t: int, s: int, p: int) -> _Table:
+def _table(mixing: Mixing, t: int, s: int, p: int) -> Table:
     if t < 1:
         raise ValueError(f"num_frames must be at least 1, got {t}")
     if not 0 <= p < s:
@@ -354,89 +304,8 @@ def _table(mixing: Mixing, t: int, s: int, p: int) -> _Table:
             f"num_tokens = {s}, num_prefix_tokens = {p}"
         )
     rows, index = _RULES[mixing.kind](mixing, t, s, p)
-    if mixing.key_frame:
-        frame = json.loads(mixing.key_frame)
-    else:
-        frame = [[-1 if key % s < p else key // s for key in row] for row in index]
-    if not all(-1 <= f < t for row in frame for f in row):
-        raise ValueError(f"key_frame must lie in -1..{t - 1} for a video of {t} frames")
-    query_frames = [{r} if rows == "frame" else set(range(t)) for r in range(len(index))]
-    meets_other_frame = any(
-        query_frames[r] - {f} for r, row in enumerate(frame) for f in set(row) - {-1}
-    )
-    own = {"shared": _joint, "frame": _spatial, "token": _temporal}[rows](mixing, t, s, p)[1]
-    facts = dict(
-        mixing=mixing,
-        num_frames=t,
-        num_tokens=s,
-        num_prefix_tokens=p,
-        num_keys=len(index[0]),
-        rows=rows,
-        cross_frame_gain=mixing.cross_frame_gain,
-        scales_logits=mixing.cross_frame_gain != 1.0 and meets_other_frame,
-        own_tokens=index == own,
-        num_full_tokens=_num_full_tokens(index, frame, rows, t, s, p),
-    )
-    return _Table(index, frame, facts)
-
-
-def _num_full_tokens(
-    index: list[list[int]], frame: list[list[int]], rows: Rows, t: int, s: int, p: int
-) -> int | None:
-    """`Plan.num_full_tokens` of the tables; the counts leave one candidate to compare with."""
-    group = t if rows == "shared" else 1
-    full, remainder = divmod(len(index[0]) - s, max(group - 1, 1))
-    if rows == "token" or remainder or not 0 <= full <= s or (group == 1 and full):
-        return None
-    keys = [(f, k) for f in range(group) for k in range(full)]
-    keys += [((k - full) % group, k) for k in range(full, s)]
-    for row, (indices, frames) in enumerate(zip(index, frame, strict=True)):
-        first = 0 if rows == "shared" else row
-        if indices != [(first + f) * s + k for f, k in keys]:
-            return None
-        if frames != [-1 if k < p else first + f for f, k in keys]:
-            return None
-    return full
-
-
-def _inverse(table: _Table) -> tuple[list[int], list[int], list[int]]:
-    """`Plan.token_order`, `Plan.use_start` and `Plan.uses` of a table."""
-    num_keys = table.facts["num_keys"]
-    slots: list[list[int]] = [
-        [] for _ in range(table.facts["num_frames"] * table.facts["num_tokens"])
-    ]
-    for row, keys in enumerate(table.key_index):
-        for slot, token in enumerate(keys):
-            slots[token].append(row * num_keys + slot)
-    users = [[slot // num_keys for slot in of_token] for of_token in slots]
-    order = sorted(range(len(slots)), key=lambda token: (not users[token], users[token], token))
-    start = [0, *accumulate(map(len, slots))]
-    return order, start, [slot for of_token in slots for slot in of_token]
-
-
-@lru_cache(maxsize=256)
-def _plan(table: _Table, device: torch.device) -> Plan:
-    # Index tensors made in inference mode could not be saved for a later backward.
-    with torch.inference_mode(False):
-        key_index = torch.tensor(table.key_index, dtype=torch.int32, device=device)
-        key_frame = torch.tensor(table.key_frame, dtype=torch.int32, device=device)
-        query_frame = torch.arange(table.facts["num_frames"], device=device).unsqueeze(-1)
-        of_key = key_frame.unsqueeze(1) if table.facts["rows"] == "token" else key_frame
-        is_cross_frame = (of_key != query_frame) & (of_key != -1)
-        strided = table.facts["num_full_tokens"] is not None
-        inverse = ([], [], []) if strided or table.facts["rows"] == "token" else _inverse(table)
-        token_order, use_start, uses = (
-            torch.tensor(part, dtype=torch.int32, device=device) for part in inverse
-        )
-    return Plan(
-        key_index=key_index,
-        key_frame=key_frame,
-        is_cross_frame=is_cross_frame,
-        token_order=token_order,
-        use_start=use_start,
-        uses=uses,
-        **table.facts,
-    )
+    frame = json.loads(mixing.key_frame) if mixing.key_frame else None
+    return tabulate(mixing, mixing.cross_frame_gain, t, s, p, rows, index, frame)
 
 
 def _as_gain(value: Any) -> float:

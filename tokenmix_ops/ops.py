@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from tokenmix_ops.mixing import Plan
+from tokenmix_ops.plan import Plan
 
 NAMESPACE = "tokenmix_ops"
 _PLAN = (

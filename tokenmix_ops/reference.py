@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokenmix_ops.mixing import Plan
+from tokenmix_ops.plan import Plan
 
 
 def token_mix_attention_ref(

@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tokenmix_ops.mixing import Mixing, Plan
+from tokenmix_ops.mixing import Mixing
+from tokenmix_ops.plan import Plan
 
 Layout = Literal["contiguous", "packed", "padded", "heads_first", "selected"]
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

@@ -19,7 +19,7 @@ from typing import Protocol, cast
 from torch import Tensor
 
 from tokenmix_ops.backends import eager, triton
-from tokenmix_ops.mixing import Plan
+from tokenmix_ops.plan import Plan
 
 VARIABLE = "TOKENMIX_BACKEND"
 

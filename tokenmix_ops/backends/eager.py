@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from tokenmix_ops.mixing import Plan, Rows
+from tokenmix_ops.plan import Plan, Rows
 
 name = "eager"
 

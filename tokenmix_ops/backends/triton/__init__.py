@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tokenmix_ops import ops
 from tokenmix_ops.compiling import constant, guarded
-from tokenmix_ops.mixing import Plan
+from tokenmix_ops.plan import Plan
 
 name = "triton"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)

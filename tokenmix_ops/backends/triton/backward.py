@@ -307,7 +307,7 @@ def bwd_key_kernel(
         num_tokens: tl.constexpr = L.num_frames * L.num_tokens
         num_tiles: tl.constexpr = (num_tokens + BLOCK_N - 1) // BLOCK_N
         index = program // num_tiles
-        video, row, head = (index // L.num_heads).to(tl.int64), 0, index % L.num_heads
+        video, head = (index // L.num_heads).to(tl.int64), (index % L.num_heads).to(tl.int64)
     else:
         key_tiles: tl.constexpr = (L.num_keys + BLOCK_N - 1) // BLOCK_N
         num_tiles: tl.constexpr = key_tiles + (L.num_unselected + BLOCK_N - 1) // BLOCK_N

@@ -14,8 +14,8 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def place(index, L: tl.constexpr):
-    """The video, row and head of a group in a flat count, the video in 64 bits."""
-    head = index % L.num_heads
+    """The video, row and head of a group in a flat count, ready to be multiplied by strides."""
+    head = (index % L.num_heads).to(tl.int64)
     group = index // L.num_heads
     return (group // L.num_rows).to(tl.int64), group % L.num_rows, head
 
