@@ -28,6 +28,7 @@ from tokenmix_ops.backends.triton.keys import (
     product,
     query_frames,
     query_offsets,
+    slots_of,
     store_rows,
 )
 
@@ -98,11 +99,9 @@ def bwd_resident_kernel(
     stride_dvb, stride_dvt, stride_dvs, stride_dvh,
     scale, gain,
     L: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, TAIL: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """Grid: (groups * heads). Not for keys whose gradient is gathered by token."""
-    FULL: tl.constexpr = L.num_keys // BLOCK_N
-    NUM: tl.constexpr = FULL + (TAIL > 0)
     video, row, head = place(tl.program_id(0), L)
     query += video * stride_qb + head * stride_qh
     output_grad += video * stride_gb + head * stride_gh
@@ -117,16 +116,16 @@ def bwd_resident_kernel(
     tiles = ()
     key_grads = ()
     value_grads = ()
-    for i in tl.static_range(NUM):
+    for i in tl.static_range(len(TILES)):
         tiles += (
             load_keys(
-                i * BLOCK_N + tl.arange(0, BLOCK_N if i < FULL else TAIL), row,
+                slots_of(TILES[i][0], TILES[i][1]), row,
                 key, value, key_index, key_frame, stride_kt, stride_ks, stride_vt, stride_vs,
-                i >= FULL, BLOCK_D, L,
+                TILES[i][2], BLOCK_D, L,
             ),
         )  # fmt: skip
-        key_grads += (tl.zeros([BLOCK_N if i < FULL else TAIL, BLOCK_D], tl.float32),)
-        value_grads += (tl.zeros([BLOCK_N if i < FULL else TAIL, BLOCK_D], tl.float32),)
+        key_grads += (tl.zeros([TILES[i][1], BLOCK_D], tl.float32),)
+        value_grads += (tl.zeros([TILES[i][1], BLOCK_D], tl.float32),)
 
     scale2 = scale * LOG2E
     for start in range(0, L.group_queries, BLOCK_M):
@@ -144,13 +143,13 @@ def bwd_resident_kernel(
         query_grads = tl.zeros([BLOCK_D, BLOCK_M], tl.float32)
         next_key_grads = ()
         next_value_grads = ()
-        for i in tl.static_range(NUM):
+        for i in tl.static_range(len(TILES)):
             keys, values, of_keys = tiles[i]
-            slots = i * BLOCK_N + tl.arange(0, BLOCK_N if i < FULL else TAIL)
+            slots = slots_of(TILES[i][0], TILES[i][1])
             weights, slopes = _weights_and_slopes(
                 product(keys, tl.trans(rows), L), product(values, tl.trans(grads), L),
                 lse_rows[None, :], delta[None, :], (slots < L.num_keys)[:, None],
-                of_queries[None, :], of_keys[:, None], gain, scale2, i >= FULL, L,
+                of_queries[None, :], of_keys[:, None], gain, scale2, TILES[i][2], L,
             )  # fmt: skip
             slopes = slopes.to(rows.dtype)
             next_value_grads += (add_product(value_grads[i], weights.to(grads.dtype), grads, L),)
@@ -160,9 +159,9 @@ def bwd_resident_kernel(
         value_grads = next_value_grads
         store_rows(query_grad, out_offsets, tl.trans(query_grads) * scale, inside, BLOCK_D, L)
 
-    for i in tl.static_range(NUM):
+    for i in tl.static_range(len(TILES)):
         _store_keys(
-            i * BLOCK_N + tl.arange(0, BLOCK_N if i < FULL else TAIL), row,
+            slots_of(TILES[i][0], TILES[i][1]), row,
             key_grads[i], value_grads[i], scale, key_grad, value_grad, key_index,
             stride_dkt, stride_dks, stride_dvt, stride_dvs, BLOCK_D, L,
         )  # fmt: skip
@@ -202,7 +201,7 @@ def bwd_query_kernel(
     stride_vb, stride_vt, stride_vs, stride_vh,
     scale, gain,
     L: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, TAIL: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """Gradient of a tile of queries, and their delta, laid out as lse, for the key kernel.
 
@@ -242,11 +241,12 @@ def bwd_query_kernel(
             stride_kt, stride_ks, stride_vt, stride_vs,
             lse_rows, of_tile, of_queries, gain, scale2, query_grads, False, BLOCK_D, L,
         )  # fmt: skip
-    if TAIL > 0:
+    for i in tl.static_range(FULL, len(TILES)):
         query_grads = _query_step(
-            rows, grads, FULL * BLOCK_N + tl.arange(0, TAIL), row, key, value, key_index, key_frame,
+            rows, grads, slots_of(TILES[i][0], TILES[i][1]), row, key, value, key_index, key_frame,
             stride_kt, stride_ks, stride_vt, stride_vs,
-            lse_rows, of_tile, of_queries, gain, scale2, query_grads, True, BLOCK_D, L,
+            lse_rows, of_tile, of_queries, gain, scale2, query_grads,
+            TILES[i][2], BLOCK_D, L,
         )  # fmt: skip
     store_rows(query_grad, out_offsets, query_grads * scale, inside, BLOCK_D, L)
 

@@ -23,6 +23,7 @@ from tokenmix_ops.backends.triton.keys import (
     product,
     query_frames,
     query_offsets,
+    slots_of,
     store_rows,
 )
 
@@ -58,13 +59,12 @@ def fwd_resident_kernel(
     stride_vb, stride_vt, stride_vs, stride_vh,
     scale, gain, tiles_per_program,
     L: tl.constexpr, NEGATIVE: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, TAIL: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """Grid: (groups * heads * programs of a group). ``scale`` is not negative; its sign is in
-    NEGATIVE. The last key tile is TAIL wide, 0 if all are BLOCK_N wide."""
+    NEGATIVE. TILES are (first slot, width, whether it goes past the last) of the key
+    tiles."""
     num_tiles: tl.constexpr = (L.group_queries + BLOCK_M - 1) // BLOCK_M
-    FULL: tl.constexpr = L.num_keys // BLOCK_N
-    NUM: tl.constexpr = FULL + (TAIL > 0)
     programs = tl.cdiv(num_tiles, tiles_per_program)
     program = tl.program_id(0)
     video, row, head = place(program // programs, L)
@@ -77,12 +77,12 @@ def fwd_resident_kernel(
 
     # Loaded before the loop over queries, they stay in shared memory through it.
     tiles = ()
-    for i in tl.static_range(NUM):
+    for i in tl.static_range(len(TILES)):
         tiles += (
             load_keys(
-                i * BLOCK_N + tl.arange(0, BLOCK_N if i < FULL else TAIL), row,
+                slots_of(TILES[i][0], TILES[i][1]), row,
                 key, value, key_index, key_frame, stride_kt, stride_ks, stride_vt, stride_vs,
-                i >= FULL, BLOCK_D, L,
+                TILES[i][2], BLOCK_D, L,
             ),
         )  # fmt: skip
 
@@ -94,20 +94,20 @@ def fwd_resident_kernel(
         offsets = query_offsets(queries, row, stride_qt, stride_qs, L)
         rows = load_rows(query, offsets, inside, True, BLOCK_D, L)
         scores = ()
-        for i in tl.static_range(NUM):
+        for i in tl.static_range(len(TILES)):
             scores += (
                 _scores(
-                    rows, tiles[i][0], i * BLOCK_N + tl.arange(0, BLOCK_N if i < FULL else TAIL),
-                    of_queries, tiles[i][2], gain, i >= FULL, NEGATIVE, L,
+                    rows, tiles[i][0], slots_of(TILES[i][0], TILES[i][1]),
+                    of_queries, tiles[i][2], gain, TILES[i][2], NEGATIVE, L,
                 ),
             )  # fmt: skip
         largest = tl.max(scores[0], 1)
-        for i in tl.static_range(1, NUM):
+        for i in tl.static_range(1, len(TILES)):
             largest = tl.maximum(largest, tl.max(scores[i], 1))
         largest = _finite(largest) * scale2
         total = tl.zeros([BLOCK_M], tl.float32)
         mixed = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-        for i in tl.static_range(NUM):
+        for i in tl.static_range(len(TILES)):
             weights = tl.exp2(scores[i] * scale2 - largest[:, None])
             total += tl.sum(weights, 1)
             mixed = add_product(mixed, weights.to(value.dtype.element_ty), tiles[i][1], L)
@@ -147,7 +147,7 @@ def fwd_streamed_kernel(
     stride_vb, stride_vt, stride_vs, stride_vh,
     scale, gain,
     L: tl.constexpr, NEGATIVE: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, TAIL: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """Grid: (groups * heads * query tiles). Arguments as in the resident kernel."""
     num_tiles: tl.constexpr = (L.group_queries + BLOCK_M - 1) // BLOCK_M
@@ -175,11 +175,12 @@ def fwd_streamed_kernel(
             stride_kt, stride_ks, stride_vt, stride_vs,
             of_queries, gain, scale2, largest, total, mixed, False, NEGATIVE, BLOCK_D, L,
         )  # fmt: skip
-    if TAIL > 0:
+    for i in tl.static_range(FULL, len(TILES)):
         largest, total, mixed = _step(
-            rows, FULL * BLOCK_N + tl.arange(0, TAIL), row, key, value, key_index, key_frame,
+            rows, slots_of(TILES[i][0], TILES[i][1]), row, key, value, key_index, key_frame,
             stride_kt, stride_ks, stride_vt, stride_vs,
-            of_queries, gain, scale2, largest, total, mixed, True, NEGATIVE, BLOCK_D, L,
+            of_queries, gain, scale2, largest, total, mixed,
+            TILES[i][2], NEGATIVE, BLOCK_D, L,
         )  # fmt: skip
     store_rows(output, output_offsets(queries, row, L), mixed / total[:, None], inside, BLOCK_D, L)
     tl.store(lse + queries, _finite(largest) + tl.log2(total), mask=inside)

@@ -51,6 +51,11 @@ def query_frames(queries, row, L: tl.constexpr):
 
 
 @triton.jit
+def slots_of(FIRST: tl.constexpr, WIDTH: tl.constexpr):
+    return FIRST + tl.arange(0, WIDTH)
+
+
+@triton.jit
 def strided_tokens(slots, L: tl.constexpr):
     """Frame, in its group, and token of the keys in these slots, by the strided rule."""
     lead: tl.constexpr = L.group_frames * L.num_full_tokens

@@ -42,13 +42,13 @@ class Launch:
         self.compiled: Any = None
 
     def __call__(self, programs: int, *arguments: Any) -> None:
-        if self.compiled is not None:
-            self.compiled[(programs, 1, 1)](*arguments, *self.constants.values())
-            return
         if programs >= 2**31:
             raise RuntimeError(
                 f"{programs} programs exceed the 2**31 - 1 of a grid; split the batch"
             )
+        if self.compiled is not None:
+            self.compiled[(programs, 1, 1)](*arguments, *self.constants.values())
+            return
         self.compiled = self.kernel[(programs,)](
             *arguments,
             **self.constants,
@@ -58,17 +58,34 @@ class Launch:
         )
 
 
-def tile_constants(kernel: Any, layout: Layout, config: Config) -> dict[str, int]:
+def tile_constants(kernel: Any, layout: Layout, config: Config) -> dict[str, Any]:
     """The tile sizes that a kernel is compiled for."""
-    tiles = {
+    tiles: dict[str, Any] = {
         "BLOCK_M": config.BLOCK_M,
         "BLOCK_N": config.BLOCK_N,
         "BLOCK_D": max(16, triton.next_power_of_2(layout.head_dim)),
+        "TILES": key_tiles(layout.num_keys, config.BLOCK_N),
     }
-    if "TAIL" in kernel.arg_names:
-        rest = layout.num_keys % config.BLOCK_N
-        tiles["TAIL"] = max(16, triton.next_power_of_2(rest)) if rest else 0
-    return tiles
+    return {name: tiles[name] for name in kernel.arg_names if name in tiles}
+
+
+def key_tiles(num_keys: int, width: int) -> tuple[tuple[int, int, bool], ...]:
+    """Tiles that cover the keys: full ones, then at most two narrower ones.
+
+    Each is (first slot, width, whether it goes past the last slot). Widths are powers of two, at least 16. Two narrow tiles often waste less than one: 204 keys are
+    128 + 64 + 16, not 128 + 128.
+    """
+    full = num_keys // width
+    tiles = [(i * width, width, False) for i in range(full)]
+    start, rest = full * width, num_keys % width
+    if rest:
+        one = max(16, triton.next_power_of_2(rest))
+        two = (one // 2, max(16, triton.next_power_of_2(max(rest - one // 2, 1))))
+        widths = two if one > 16 and sum(two) < one else (one,)
+        for narrow in widths:
+            tiles.append((start, narrow, start + narrow > num_keys))
+            start += narrow
+    return tuple(tiles)
 
 
 def forward(
