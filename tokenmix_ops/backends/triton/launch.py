@@ -72,8 +72,8 @@ def tile_constants(kernel: Any, layout: Layout, config: Config) -> dict[str, Any
 def key_tiles(num_keys: int, width: int) -> tuple[tuple[int, int, bool], ...]:
     """Tiles that cover the keys: full ones, then at most two narrower ones.
 
-    Each is (first slot, width, whether it goes past the last slot). Widths are powers of two, at least 16. Two narrow tiles often waste less than one: 204 keys are
-    128 + 64 + 16, not 128 + 128.
+    Each is (first slot, width, whether it goes past the last slot). Widths are powers of two, at
+    least 16. Two narrow tiles often waste less than one: 204 keys are 128 + 64 + 16, not 128 + 128.
     """
     full = num_keys // width
     tiles = [(i * width, width, False) for i in range(full)]
