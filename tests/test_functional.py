@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from agreement import assert_case_agrees, compute, oracle, random_cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -12,7 +13,6 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 import tokenmix_ops as tm
 from tokenmix_ops.backends import BACKENDS
 from tokenmix_ops.mixing import NAMES
-from tokenmix_ops.reference import token_mix_attention_ref
 from tokenmix_ops.testing import (
     CASES,
     DTYPES,
@@ -20,54 +20,7 @@ from tokenmix_ops.testing import (
     Case,
     max_error,
     output_and_gradients,
-    tolerance,
 )
-
-
-def compute(case, backend=None, **arguments):
-    return lambda q, k, v: tm.token_mix_attention(
-        q, k, v, mixing=case.plan_on(q.device), backend=backend, **arguments
-    )
-
-
-def oracle(case, scale=None):
-    """The reference; keys that come selected are a video of one frame that holds them all."""
-
-    def attention(q, k, v):
-        plan = case.plan_on(q.device)
-        if case.layout != "selected":
-            return token_mix_attention_ref(q, k, v, plan, scale)
-        index = plan.key_index[0].long()
-        full = (torch.zeros_like(q).flatten(1, 2).index_copy(1, index, t) for t in (k, v))
-        return token_mix_attention_ref(q, *(t.view_as(q) for t in full), plan, scale)
-
-    return attention
-
-
-def gather_and_sdpa(case):
-    """What a user of PyTorch alone would write: index the keys, call its attention."""
-
-    def attend(queries, k, v, plan, row, cross):
-        index = plan.key_index[row].long()
-        keys, values = (
-            x if case.layout == "selected" else x.flatten(1, 2)[:, index] for x in (k, v)
-        )
-        keys = torch.where(cross[:, None, None], keys * plan.cross_frame_gain, keys)
-        return sdpa(*(x.transpose(1, 2) for x in (queries, keys, values))).transpose(1, 2)
-
-    def attention(q, k, v):
-        plan = case.plan_on(q.device)
-        frames, tokens = range(case.num_frames), range(case.num_tokens)
-        if plan.rows != "token":
-            rows = [0 if plan.rows == "shared" else t for t in frames]
-            ways = [attend(q[:, t], k, v, plan, rows[t], plan.is_cross_frame[t]) for t in frames]
-            return torch.stack(ways, dim=1)
-        if plan.scales_logits:
-            return oracle(case)(q, k, v)
-        nowhere = torch.zeros_like(plan.is_cross_frame[0, 0])
-        return torch.stack([attend(q[:, :, s], k, v, plan, s, nowhere) for s in tokens], dim=2)
-
-    return attention
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -80,57 +33,7 @@ def test_output_and_gradients_agree_with_float64(case, dtype, backend, device):
     refusal = chosen.unavailable() or chosen.unsupported(*inputs, plan)
     if refusal:
         pytest.skip(refusal)
-    generator = torch.Generator().manual_seed(1)
-    output_grad = torch.randn(inputs[0].shape, generator=generator, dtype=torch.float64).to(device)
-    output_grad = output_grad.to(dtype)
-    doubles = tuple(t.detach().double() for t in inputs)
-    exact = output_and_gradients(oracle(case), doubles, output_grad)
-    ways = (oracle(case), gather_and_sdpa(case))
-    plain = [output_and_gradients(way, inputs, output_grad) for way in ways]
-    fast = output_and_gradients(compute(case, backend), inputs, output_grad)
-    for name, value in fast.items():
-        assert value.shape == exact[name].shape
-        assert value.dtype == dtype
-        limit = tolerance(exact[name], *(way[name] for way in plain))
-        if dtype == torch.float64:
-            limit = 1e-12
-        assert max_error(value, exact[name]) <= limit, name
-
-
-@st.composite
-def random_cases(draw):
-    t, p, patches = draw(st.integers(1, 6)), draw(st.integers(0, 3)), draw(st.integers(1, 14))
-    s = p + patches
-    gain = draw(st.sampled_from((1.0, 0.8, 0.0, 2.0)))
-    kind = draw(st.sampled_from([*NAMES, "from_index"]))
-    if kind == "from_index":
-        rows = draw(st.sampled_from((1, t)))
-        keys = draw(st.integers(1, 12))
-        index = draw(
-            st.lists(
-                st.lists(st.integers(0, t * s - 1), min_size=keys, max_size=keys),
-                min_size=rows,
-                max_size=rows,
-            )
-        )
-        mixing = tm.Mixing.from_index(index, cross_frame_gain=gain)
-    elif kind == "adjacent":
-        offsets = draw(st.lists(st.integers(-3, 3), min_size=1, max_size=4))
-        mixing = tm.Mixing.adjacent(offsets, wrap=draw(st.booleans()), cross_frame_gain=gain)
-    elif kind == "spatial":
-        mixing = tm.Mixing.spatial()
-    else:
-        mixing = getattr(tm.Mixing, kind)(cross_frame_gain=gain)
-    return Case(
-        mixing,
-        batch=draw(st.integers(1, 3)),
-        num_frames=t,
-        num_tokens=s,
-        num_prefix_tokens=p,
-        num_heads=draw(st.integers(1, 3)),
-        head_dim=draw(st.integers(1, 9)),
-        layout=draw(st.sampled_from(("contiguous", "packed", "padded", "heads_first"))),
-    )
+    assert_case_agrees(compute(case, backend), case, dtype, device)
 
 
 @settings(max_examples=150)

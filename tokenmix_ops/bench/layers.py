@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.util import find_spec
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from tokenmix_ops.bench.attention import naive_gather
 from tokenmix_ops.mixing import Mixing
 from tokenmix_ops.modules import TokenMixAttention
 
@@ -33,11 +33,7 @@ class SpatialSDPA(nn.Module):
 
 
 class NaiveGather(nn.Module):
-    """The authors' published way: everything projected, keys indexed, logits masked, in float32.
-
-    At every forward the index is rebuilt, and a mask as large as the logits [batch, num_heads,
-    num_frames * num_tokens, num_keys]; keys lie grouped by frame.
-    """
+    """The authors' published way: everything projected, then `naive_gather`."""
 
     def __init__(self, weights: TokenMixAttention, cross_frame_gain: float = 0.8) -> None:
         super().__init__()
@@ -45,27 +41,9 @@ class NaiveGather(nn.Module):
         self.num_frames, self.cross_frame_gain = weights.num_frames, cross_frame_gain
 
     def forward(self, tokens: Tensor) -> Tensor:
-        num_frames, num_tokens = self.num_frames, tokens.shape[1]
-        batch = tokens.shape[0] // num_frames
-        qkv = self.qkv(tokens).reshape(batch, num_frames * num_tokens, 3, self.num_heads, -1)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        patches = torch.arange(num_tokens - 1, device=tokens.device)
-        groups = [patches[patches % num_frames == source] for source in range(num_frames)]
-        index = [torch.arange(num_frames, device=tokens.device) * num_tokens]
-        index += [source * num_tokens + 1 + group for source, group in enumerate(groups)]
-        keys = torch.cat(index)
-        logits = query.float() @ key[:, :, keys].float().transpose(-2, -1)
-        logits = logits * query.shape[-1] ** -0.5
-        unscaled = torch.zeros(logits.shape, device=tokens.device)
-        unscaled[..., :num_frames] = 1
-        start = num_frames
-        for source, group in enumerate(groups):
-            rows = slice(source * num_tokens, (source + 1) * num_tokens)
-            unscaled[:, :, rows, start : start + len(group)] = 1
-            start += len(group)
-        logits = logits * (unscaled + (1 - unscaled) * self.cross_frame_gain)
-        weights = logits.softmax(dim=-1).to(value.dtype)
-        mixed = (weights @ value[:, :, keys]).transpose(1, 2)
+        qkv = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1))
+        query, key, value = qkv.unflatten(0, (-1, self.num_frames)).unbind(3)
+        mixed = naive_gather(query, key, value, self.cross_frame_gain)
         return self.proj(mixed.reshape(*tokens.shape))
 
 
@@ -91,14 +69,18 @@ def mixing_layer(weights: TokenMixAttention, mixing: Mixing, backend: str | None
 
 def contenders(dim: int, num_heads: int, num_frames: int) -> dict[str, Layer]:
     """The layers by name, on the same random weights; BLIP's own only if transformers is there."""
-    weights = TokenMixAttention(dim, num_heads, num_frames)
+    return layers_on(TokenMixAttention(dim, num_heads, num_frames))
+
+
+def layers_on(weights: TokenMixAttention, backend: str | None = None) -> dict[str, Layer]:
+    """`contenders` on given weights; ``backend`` is that of this project's layers."""
     layers: dict[str, Layer] = {}
     if find_spec("transformers"):
-        layers["blip"] = blip_layer(weights, dim)
+        layers["blip"] = blip_layer(weights, weights.dim)
     layers["spatial_sdpa"] = SpatialSDPA(weights)
     layers["naive_gather"] = NaiveGather(weights)
-    layers["token_mixing_gain_off"] = mixing_layer(weights, Mixing.released(cross_frame_gain=1.0))
-    layers["token_mixing"] = mixing_layer(weights, Mixing.released())
+    for name, gain in (("token_mixing_gain_off", 1.0), ("token_mixing", 0.8)):
+        layers[name] = mixing_layer(weights, Mixing.released(cross_frame_gain=gain), backend)
     return layers
 
 

@@ -7,15 +7,103 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 import tokenmix_ops
 
 Timings = dict[str, list[float]]
+Turn = Callable[[int], Callable[[], object]]
+"""Given a number, which picks the inputs, makes ready and returns what is to be timed."""
+
+
+class Clock(Protocol):
+    """Reads the time on the device whose work is timed."""
+
+    def lead(self) -> None:
+        """Lets the host get ahead of the device, so that no launch is waited for."""
+
+    def mark(self) -> Any:
+        """The moment at which all work so far is done."""
+
+    def wait(self) -> None:
+        """Returns when all work is done; from then on marks can be read."""
+
+    def seconds(self, start: Any, stop: Any) -> float: ...
+
+
+class HostClock:
+    """Of work that is done when its call returns."""
+
+    def lead(self) -> None:
+        pass
+
+    def mark(self) -> float:
+        return time.perf_counter()
+
+    def wait(self) -> None:
+        pass
+
+    def seconds(self, start: float, stop: float) -> float:
+        return stop - start
+
+
+class EventClock:
+    """Of a CUDA GPU's current stream, by events in it."""
+
+    # About a millisecond: longer than the host needs to hand over any contender's work.
+    CYCLES = 2_000_000
+
+    def lead(self) -> None:
+        torch.cuda._sleep(self.CYCLES)
+
+    def mark(self) -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def wait(self) -> None:
+        torch.cuda.synchronize()
+
+    def seconds(self, start: torch.cuda.Event, stop: torch.cuda.Event) -> float:
+        return start.elapsed_time(stop) / 1e3
+
+
+def time_in_turn(
+    contenders: Mapping[str, Turn],
+    rounds: int,
+    clock: Clock,
+    progress: Callable[[int], object] | None = None,
+) -> Timings:
+    """Seconds of each contender in each of ``rounds`` rounds; in a round all run in turn.
+
+    Drifts of the machine's speed so meet all alike: compare within rounds (`ratio`). All make
+    ready before the first runs; each gets another number than its neighbours, so that none finds
+    in a cache what the one before it read.
+    """
+    timings: Timings = {name: [] for name in contenders}
+    for done in range(rounds):
+        ready = {name: turn(done + i) for i, (name, turn) in enumerate(contenders.items())}
+        marks = {}
+        for name in contenders:
+            run = ready.pop(name)
+            clock.lead()
+            start = clock.mark()
+            run()
+            marks[name] = start, clock.mark()
+            # What it made ready, a graph for example, need not wait for the others.
+            del run
+        clock.wait()
+        for name, (start, stop) in marks.items():
+            timings[name].append(clock.seconds(start, stop))
+        if progress is not None:
+            progress(done + 1)
+    return timings
 
 
 def time_side_by_side(
@@ -23,21 +111,15 @@ def time_side_by_side(
     rounds: int,
     progress: Callable[[int], object] | None = None,
 ) -> Timings:
-    """Seconds of each contender in each of ``rounds`` rounds; in a round all run in turn.
+    """`time_in_turn` on the host, after each contender has run once."""
 
-    Drifts of the machine's speed so meet all alike: compare within rounds (`ratio`).
-    """
-    timings: Timings = {name: [] for name in contenders}
+    def always(run: Callable[[], object]) -> Turn:
+        return lambda number: run
+
     for run in contenders.values():
         run()
-    for done in range(rounds):
-        for name, run in contenders.items():
-            start = time.perf_counter()
-            run()
-            timings[name].append(time.perf_counter() - start)
-        if progress is not None:
-            progress(done + 1)
-    return timings
+    turns = {name: always(run) for name, run in contenders.items()}
+    return time_in_turn(turns, rounds, HostClock(), progress)
 
 
 def ratio(timings: Timings, slower: str, faster: str) -> tuple[float, float, float]:
@@ -59,6 +141,40 @@ def environment() -> dict[str, Any]:
         "commit": _commit(),
         "date": datetime.now(timezone.utc).date().isoformat(),
     }
+
+
+def gpu_environment(commit: str | None = None) -> dict[str, Any]:
+    """`environment` of the current CUDA GPU; ``commit`` where the code lies in no repository."""
+    host = environment()
+    gpu = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return {
+        **{name: host[name] for name in ("python", "torch", "tokenmix_ops", "commit", "date")},
+        **({} if commit is None else {"commit": commit}),
+        "hardware": gpu.name,
+        "multiprocessors": gpu.multi_processor_count,
+        "memory_gib": round(gpu.total_memory / 2**30, 1),
+        "processor": host["hardware"],
+        "driver": _driver(),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "triton": version("triton") if find_spec("triton") else None,
+    }
+
+
+def slug(hardware: str) -> str:
+    """A device's name as it stands in file names: ``"NVIDIA H200"`` is ``"h200"``."""
+    words = "".join(c if c.isalnum() else " " for c in hardware.lower()).split()
+    return "-".join(word for word in words if word != "nvidia")
+
+
+def _driver() -> str:
+    """The version of the NVIDIA driver."""
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, check=True, timeout=60)
+        return done.stdout.split()[0]
+    except (OSError, subprocess.SubprocessError, IndexError):
+        return "unknown"
 
 
 def _processor() -> str:

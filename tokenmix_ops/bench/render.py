@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from tokenmix_ops.bench.gpu_table import gpu_table
 from tokenmix_ops.bench.layers import TITLES
 from tokenmix_ops.bench.measure import Timings, ratio
 from tokenmix_ops.bench.suites import Row
@@ -75,7 +76,44 @@ def layer_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-TABLES = {"layer": layer_table}
+def aot_table(rows: Sequence[Row]) -> str:
+    """What the compiler reports, as Markdown: a line for each kernel, a column for each GPU."""
+    columns = list(dict.fromkeys(row["architecture"] for row in rows))
+    cells: dict[tuple[str, str, int], dict[str, dict[str, str]]] = {}
+    for row in rows:
+        of_kernel = cells.setdefault((row["kernel"], row["keys"], row["head_dim"]), {})
+        of_kernel.setdefault(row["dtype"], {})[row["architecture"]] = _compiled(row)
+    lines = ["| kernel | keys | head_dim | dtype | " + " | ".join(columns) + " |"]
+    lines.append("|---|---|---:|---|" + "---:|" * len(columns))
+    for (kernel, keys, head_dim), of_kernel in cells.items():
+        # What both 16-bit dtypes come out as is told once.
+        dtypes: dict[str, list[str]] = {}
+        for dtype, of_dtype in of_kernel.items():
+            reports = " | ".join(of_dtype.get(column, "–") for column in columns)
+            dtypes.setdefault(reports, []).append(dtype)
+        for reports, alike in dtypes.items():
+            lines.append(f"| {kernel} | {keys} | {head_dim} | {', '.join(alike)} | {reports} |")
+    row = rows[0]
+    lines += [
+        "",
+        "Registers of a thread / KB of shared memory of a program / bytes spilled / matrix "
+        "instructions in the code; – where another kernel serves. Keys as `released` finds them, "
+        "then already selected, then from a table. Compiled by Triton "
+        f"{row['triton']} for 8 frames of 197 tokens, 12 heads; nothing ran on a GPU. "
+        f"tokenmix_ops {row['tokenmix_ops']} at {row['commit']}, {row['date']}.",
+    ]
+    return "\n".join(lines)
+
+
+def _compiled(row: Row) -> str:
+    if "error" in row:
+        return "does not compile"
+    products = {name: row["instructions"][name] for name in ("UTCHMMA", "HGMMA", "HMMA")}
+    used = [f"{count} {name}" for name, count in products.items() if count] or ["none"]
+    return f"{row['registers']} / {row['shared'] / 1024:.0f} / {row['stack']} / {' + '.join(used)}"
+
+
+TABLES = {"aot": aot_table, "gpu": gpu_table, "layer": layer_table}
 
 
 def rendered(text: str, results: Path) -> str:

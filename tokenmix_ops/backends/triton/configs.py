@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -54,9 +56,28 @@ class Architecture:
         return next(fitting, None)
 
 
-@lru_cache
+_replacements: dict[str, Architecture] = {}
+
+
 def load(name: str) -> Architecture:
     """The configurations of an architecture such as ``"sm_90"``; defaults for unknown ones."""
+    return _replacements.get(name) or _read(name)
+
+
+@contextmanager
+def replaced(architecture: Architecture) -> Iterator[None]:
+    """Inside the block `load` answers with this for its name, in all threads; for tuning."""
+    before = dict(_replacements)
+    _replacements[architecture.name] = architecture
+    try:
+        yield
+    finally:
+        _replacements.clear()
+        _replacements.update(before)
+
+
+@lru_cache
+def _read(name: str) -> Architecture:
     path = FOLDER / f"{name}.json"
     known = path if path.exists() else FOLDER / "default.json"
     content: dict[str, Any] = json.loads(known.read_text())
