@@ -1,5 +1,6 @@
 """What tests of the Triton kernels share; left out, and said so, where Triton is missing."""
 
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -9,7 +10,7 @@ import torch
 from forgetting import forget
 
 MISSING = find_spec("triton") is None
-collect_ignore = ["test_triton.py", "test_triton_gpu.py"] if MISSING else []
+collect_ignore_glob = ["test_triton*.py"] if MISSING else []
 
 
 def pytest_report_header():
@@ -17,18 +18,20 @@ def pytest_report_header():
 
 
 @pytest.fixture
-def launch_by(monkeypatch):
+def launch_by():
     """Replaces the launch configurations of this machine for one test, by a function of them."""
     from tokenmix_ops.backends import triton
     from tokenmix_ops.backends.triton import configs, launch
 
-    def change(function):
-        device = torch.device("cpu" if triton.interpreted() else "cuda")
-        own = launch.architecture(device)
-        monkeypatch.setattr(configs, "load", lambda _: replace(own, configs=function(own.configs)))
-        forget(launch)
+    with ExitStack() as until_the_end:
 
-    yield change
+        def change(function):
+            own = launch.architecture(torch.device("cpu" if triton.interpreted() else "cuda"))
+            changed = replace(own, configs=function(own.configs))
+            until_the_end.enter_context(configs.replaced(changed))
+            forget(launch)
+
+        yield change
     forget(launch)
 
 

@@ -15,9 +15,7 @@ from agreement import (
     oracle,
     random_cases,
 )
-from forgetting import forget
 from hypothesis import given, settings
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -71,14 +69,21 @@ ALL_SMALL = [
 @pytest.mark.parametrize("case", ALL_SMALL, ids=str)
 def test_both_algorithms_agree_with_float64(case, algorithm, ran):
     assert_case_agrees(fast(case), case, DTYPE, DEVICE)
-    held = algorithm == "resident"
-    forward = ["fwd_resident"] if held else ["fwd_streamed"]
-    backward = ["bwd_resident"] if held and not by_token(case) else ["bwd_query", "bwd_key"]
-    assert ran == forward + backward
+    size = (8 * DTYPE.itemsize, case.head_dim, case.plan.num_keys)
+    find = launch.architecture(torch.device(DEVICE)).find
+    forward = ["fwd_resident"] if find("fwd_resident", *size) else ["fwd_streamed"]
+    held = find("bwd_resident", *size) and not by_token(case)
+    assert ran == forward + (["bwd_resident"] if held else ["bwd_query", "bwd_key"])
+    if DEVICE == "cpu":
+        assert forward == [{"resident": "fwd_resident", "streamed": "fwd_streamed"}[algorithm]]
+
+
+def shape_of(config):
+    return config.kernel, config.dtype_bits, config.BLOCK_M, config.BLOCK_N
 
 
 SHAPES = {
-    (c.kernel, c.dtype_bits, c.BLOCK_M, c.BLOCK_N): c
+    shape_of(c): c
     for path in sorted(configs.FOLDER.glob("*.json"))
     for c in configs.load(path.stem).configs
 }
@@ -88,9 +93,11 @@ SHAPES = {
 def test_every_tile_shape_that_ships_agrees_with_float64(shape, launch_by, ran):
     kernel, bits, *_ = shape
     config = SHAPES[shape]
-    architecture = launch.architecture(torch.device(DEVICE))
-    if DEVICE == "cuda" and config not in architecture.configs:
-        pytest.skip(f"not a tile shape of {architecture.name}, whose programs it may not fit")
+    if DEVICE == "cuda":
+        own = launch.architecture(torch.device(DEVICE))
+        config = next((c for c in own.configs if shape_of(c) == shape), None)
+        if config is None:
+            pytest.skip(f"not a tile shape of {own.name}, whose programs it may not fit")
     if kernel == "bwd_resident":
         config = dataclasses.replace(config, programs_per_sm=0)
     launch_by(
@@ -447,113 +454,3 @@ def test_lse_is_the_logarithm_to_base_2(mixing, algorithm):
     exact = (gains * logits).logsumexp(-1) / math.log(2)
     assert lse.shape == exact.shape
     assert max_error(lse, exact) <= 1e-5
-
-
-@pytest.fixture
-def explained(monkeypatch):
-    """What `explain` says of tensors on a GPU, which need not be there, with given measurements."""
-    # As long as PyTorch knows that no GPU is there, it makes no use of it.
-    monkeypatch.setattr(FakeTensorMode, "avoid_device_init", not torch.cuda.is_available())
-    load, fastest = configs.load, ()
-
-    def explain(mixing="released", dtype=torch.float16, head_dim=64, device="cuda:0", measured=()):
-        nonlocal fastest
-        fastest = measured
-        with FakeTensorMode():
-            inputs = (
-                torch.empty(2, 4, 10, 3, head_dim, dtype=dtype, device=device) for _ in range(3)
-            )
-            return tm.explain(*inputs, mixing)
-
-    monkeypatch.setattr(triton, "interpreted", lambda: False)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-    monkeypatch.setattr(
-        configs, "load", lambda name: dataclasses.replace(load(name), fastest=fastest)
-    )
-    forget(triton, launch)
-    yield explain
-    forget(triton, launch)
-
-
-@pytest.mark.skipif(DEVICE != "cpu", reason="Triton compiles here")
-def test_the_interpreter_runs_only_when_asked_for(ran):
-    case = case_of(tm.Mixing.released())
-    inputs = case.inputs(torch.float32)
-    assert str(tm.explain(*inputs, case.mixing)) == (
-        "eager: used, the fastest known\n"
-        "triton: not used: slow under Triton's interpreter; ask for it by name"
-    )
-    compute(case)(*inputs)
-    assert ran == []
-    with tm.use_backend("triton"):
-        assert str(tm.explain(*inputs, case.mixing)) == (
-            "triton: used, requested by use_backend\neager: not used: another one comes first"
-        )
-        compute(case)(*inputs)
-    assert ran == ["fwd_resident"]
-
-
-def test_a_gpu_without_measurements_takes_eager(explained):
-    assert str(explained()) == (
-        "eager: used, the fastest known\n"
-        "triton: not used: not measured to be the fastest for torch.float16 and head_dim 64 on "
-        "sm_90; ask for it by name"
-    )
-
-
-@pytest.mark.parametrize(
-    ("dtype", "head_dim", "chosen"),
-    [
-        (torch.float16, 64, "triton"),
-        (torch.bfloat16, 40, "triton"),
-        (torch.float16, 65, "eager"),
-        (torch.float32, 64, "eager"),
-    ],
-    ids=str,
-)
-def test_a_measured_gpu_takes_triton_for_what_was_measured(explained, dtype, head_dim, chosen):
-    measured = ({"dtype_bits": 16, "head_dim": 64},)
-    explanation = explained(dtype=dtype, head_dim=head_dim, measured=measured)
-    assert explanation.backend == chosen
-    assert explanation.because == "the fastest known"
-
-
-REFUSALS = {
-    "float64": (
-        dict(dtype=torch.float64),
-        "computes float16, bfloat16 and float32, not torch.float64",
-    ),
-    "temporal": (
-        dict(mixing="temporal"),
-        "not for mixings whose keys depend on the query's token",
-    ),
-    "head_dim": (dict(head_dim=257), "head_dim is at most 256, got 257"),
-    "device": (dict(device="cpu"), "needs tensors on a CUDA GPU, got cpu"),
-}
-
-
-@pytest.mark.parametrize("wrong", REFUSALS)
-def test_what_it_cannot_compute_has_its_reason(explained, wrong):
-    arguments, reason = REFUSALS[wrong]
-    measured = tuple({"dtype_bits": bits, "head_dim": 512} for bits in (16, 32, 64))
-    explanation = explained(**arguments, measured=measured)
-    assert explanation.backend == "eager"
-    assert explanation.others == {"triton": f"not used: {reason}"}
-    with tm.use_backend("triton"), pytest.raises(RuntimeError) as error:
-        explained(**arguments)
-    assert str(error.value) == (
-        f"backend 'triton' (use_backend) cannot compute this call: {reason}; nearest that can: "
-        "eager"
-    )
-
-
-def test_a_machine_that_cannot_run_it_says_what_is_missing(explained, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert triton.unavailable() == (
-        "no CUDA GPU (TRITON_INTERPRET=1 in the environment runs it on a CPU, very slowly)"
-    )
-    assert tm.available_backends() == ["eager"]
-    monkeypatch.setattr(triton, "find_spec", lambda name: None)
-    forget(triton)
-    assert triton.unavailable() == "Triton is not installed; pip install 'tokenmix_ops[triton]'"

@@ -178,17 +178,23 @@ def failure(run: Callable[[], object]) -> str | None:
         try:
             run()
             return None
-        except torch.OutOfMemoryError:
-            why = "out of memory"
         # Whatever a peer raises: the others are to be measured all the same.
         except Exception as error:
-            texts = [str(error), *(str(note.message) for note in noted)]
-            lines = [" ".join(text.strip().split("\n")[0].split()) for text in texts]
-            unique = list(dict.fromkeys(line for line in lines if line))
-            why = f"{type(error).__name__}: {'; '.join(unique)}"[:400]
+            why = _sentence(error, [str(note.message) for note in noted])
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return why
+
+
+def _sentence(error: BaseException, warned: Sequence[str]) -> str:
+    """What an error is at bottom, compilers wrap theirs, and what was warned of before."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of memory"
+    lines = [" ".join(text.strip().split("\n")[0].split()) for text in (str(error), *warned)]
+    unique = list(dict.fromkeys(line for line in lines if line))
+    return f"{type(error).__name__}: {'; '.join(unique)}"[:400]
 
 
 def _warm_up(ready: Turn, clock: Clock, extra_bytes: dict[str, int], name: str) -> None:

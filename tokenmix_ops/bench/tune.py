@@ -50,7 +50,6 @@ GOALS = (
     Goal("bwd_key", 16, 64, 256, (MAIN, FRAMES)),
     Goal("bwd_resident", 16, 64, 256, (MAIN,)),
     Goal("fwd_streamed", 16, 64, None, (LARGE,)),
-    Goal("fwd_resident", 16, 64, 640, (LARGE,)),
     Goal("bwd_query", 16, 64, None, (LARGE,)),
     Goal("bwd_key", 16, 64, None, (LARGE,)),
     Goal("fwd_streamed", 32, 64, None, (replace(MAIN, batch=16),)),
@@ -67,7 +66,7 @@ TILES = {
     "fwd_resident": ((64, 128), (64, 128, 256), (4, 8), (1, 2, 3)),
     "bwd_query": ((64, 128), (32, 64, 128), (4, 8), (1, 2, 3)),
     "bwd_key": ((32, 64), (64, 128), (4, 8), (1, 2, 3)),
-    "bwd_resident": ((32, 64), (64, 128, 256), (4, 8), (1, 2)),
+    "bwd_resident": ((16, 32, 64), (128, 256), (8, 16), (1, 2)),
 }
 FLOAT32_TILES = ((32, 64), (32, 64), (4, 8), (1, 2))
 PROGRAMS_PER_SM = (2, 4, 8, 16)
@@ -163,8 +162,6 @@ class Tuner:
     def __init__(self, architecture: Architecture, device: torch.device, clock: Clock) -> None:
         self.architecture = architecture
         self.device, self.clock = device, clock
-        self.useless: set[tuple[str, int, int]] = set()
-        """Kernels, dtype_bits and head_dims where a resident kernel does not pay, for few keys."""
 
     def tune(self, goal: Goal, able: Sequence[Config]) -> str:
         """Takes the fastest of the ``able`` candidates into the architecture; says what came of it.
@@ -187,8 +184,6 @@ class Tuner:
             programs = self._programs_of_backward(goal, best)
             chosen = None if programs is None else replace(best, programs_per_sm=programs)
         self.architecture = merged(self.architecture, goal, chosen)
-        if chosen is None:
-            self.useless.add((goal.kernel, goal.dtype_bits, goal.head_dim))
         shown = ", ".join(f"{1e3 * s:.4f}" for s in times[best])
         verdict = "" if chosen else "; does not pay: no entry"
         launched = f"{best.BLOCK_M} × {best.BLOCK_N}, {best.num_warps} warps"
@@ -297,8 +292,6 @@ def run(
             print(f"{goal}: the time was up")
         elif not able[goal]:
             print(f"{goal}: no candidate is left; the entry stays as it was")
-        elif (goal.kernel, goal.dtype_bits, goal.head_dim) in tuner.useless:
-            print(f"{goal}: not tried, an entry would serve fewer keys too, where it does not pay")
         else:
             print(f"{goal}: {tuner.tune(goal, able[goal])}; {left:.0f} s left", flush=True)
             done.append(goal)

@@ -1,0 +1,120 @@
+"""When the Triton backend runs, and what it says where it does not."""
+
+import dataclasses
+
+import pytest
+import torch
+from agreement import compute
+from forgetting import forget
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import tokenmix_ops as tm
+from tokenmix_ops.backends import triton
+from tokenmix_ops.backends.triton import configs, launch
+from tokenmix_ops.testing import Case
+
+
+@pytest.fixture
+def explained(monkeypatch):
+    """What `explain` says of tensors on a GPU, which need not be there, with given measurements."""
+    # As long as PyTorch knows that no GPU is there, it makes no use of it.
+    monkeypatch.setattr(FakeTensorMode, "avoid_device_init", not torch.cuda.is_available())
+    monkeypatch.setattr(triton, "interpreted", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+
+    def explain(mixing="released", dtype=torch.float16, head_dim=64, device="cuda:0", measured=()):
+        forget(triton, launch)
+        measurements = dataclasses.replace(configs.load("sm_90"), fastest=measured)
+        with configs.replaced(measurements), FakeTensorMode():
+            inputs = (
+                torch.empty(2, 4, 10, 3, head_dim, dtype=dtype, device=device) for _ in range(3)
+            )
+            return tm.explain(*inputs, mixing)
+
+    yield explain
+    forget(triton, launch)
+
+
+@pytest.mark.skipif(not triton.interpreted(), reason="Triton compiles here")
+def test_the_interpreter_runs_only_when_asked_for(ran):
+    case = Case(tm.Mixing.released(), batch=1, num_heads=1)
+    inputs = case.inputs(torch.float32)
+    assert str(tm.explain(*inputs, case.mixing)) == (
+        "eager: used, the fastest known\n"
+        "triton: not used: slow under Triton's interpreter; ask for it by name"
+    )
+    compute(case)(*inputs)
+    assert ran == []
+    with tm.use_backend("triton"):
+        assert str(tm.explain(*inputs, case.mixing)) == (
+            "triton: used, requested by use_backend\neager: not used: another one comes first"
+        )
+        compute(case)(*inputs)
+    assert ran == ["fwd_resident"]
+
+
+def test_a_gpu_without_measurements_takes_eager(explained):
+    assert str(explained()) == (
+        "eager: used, the fastest known\n"
+        "triton: not used: not measured to be the fastest for torch.float16 and head_dim 64 on "
+        "sm_90; ask for it by name"
+    )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "chosen"),
+    [
+        (torch.float16, 64, "triton"),
+        (torch.bfloat16, 40, "triton"),
+        (torch.float16, 65, "eager"),
+        (torch.float32, 64, "eager"),
+    ],
+    ids=str,
+)
+def test_a_measured_gpu_takes_triton_for_what_was_measured(explained, dtype, head_dim, chosen):
+    measured = ({"dtype_bits": 16, "head_dim": 64},)
+    explanation = explained(dtype=dtype, head_dim=head_dim, measured=measured)
+    assert explanation.backend == chosen
+    assert explanation.because == "the fastest known"
+
+
+REFUSALS = {
+    "float64": (
+        dict(dtype=torch.float64),
+        "computes float16, bfloat16 and float32, not torch.float64",
+    ),
+    "temporal": (
+        dict(mixing="temporal"),
+        "not for mixings whose keys depend on the query's token",
+    ),
+    "head_dim": (dict(head_dim=257), "head_dim is at most 256, got 257"),
+    "device": (dict(device="cpu"), "needs tensors on a CUDA GPU, got cpu"),
+}
+
+
+@pytest.mark.parametrize("wrong", REFUSALS)
+def test_what_it_cannot_compute_has_its_reason(explained, wrong):
+    arguments, reason = REFUSALS[wrong]
+    measured = tuple({"dtype_bits": bits, "head_dim": 512} for bits in (16, 32, 64))
+    explanation = explained(**arguments, measured=measured)
+    assert explanation.backend == "eager"
+    assert explanation.others == {"triton": f"not used: {reason}"}
+    with tm.use_backend("triton"), pytest.raises(RuntimeError) as error:
+        explained(**arguments)
+    assert str(error.value) == (
+        f"backend 'triton' (use_backend) cannot compute this call: {reason}; nearest that can: "
+        "eager"
+    )
+
+
+def test_a_machine_that_cannot_run_it_says_what_is_missing(explained, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    forget(triton)
+    assert triton.unavailable() == (
+        "no CUDA GPU (TRITON_INTERPRET=1 in the environment runs it on a CPU, very slowly)"
+    )
+    assert tm.available_backends() == ["eager"]
+    monkeypatch.setattr(triton, "find_spec", lambda name: None)
+    forget(triton)
+    assert triton.unavailable() == "Triton is not installed; pip install 'tokenmix_ops[triton]'"
