@@ -192,17 +192,34 @@ def test_nothing_is_read_or_written_but_the_rows_of_the_tensors(mixing, algorith
         assert memory[-128:].isnan().all()
 
 
+def unselected(case):
+    tokens = torch.ones(case.num_frames * case.num_tokens, dtype=torch.bool)
+    tokens[case.plan.key_index.flatten().long()] = False
+    return tokens
+
+
 @pytest.mark.parametrize("mixing", [*MIXED, REPEATED_SHARED], ids=repr)
-def test_unselected_tokens_get_exact_zeros(mixing, algorithm):
+def test_unselected_tokens_get_exact_zeros_and_no_others_do(mixing, algorithm):
     case = case_of(mixing)
     inputs = case.inputs(DTYPE, DEVICE)
     results = output_and_gradients(fast(case), inputs, random_like(inputs[0]))
-    unselected = torch.ones(case.num_frames * case.num_tokens, dtype=torch.bool)
-    unselected[case.plan.key_index.flatten().long()] = False
     for name in ("key gradient", "value gradient"):
         tokens = results[name].flatten(1, 2)
-        assert tokens[:, unselected].eq(0).all()
-        assert tokens[:, ~unselected].ne(0).any(-1).all()
+        assert tokens[:, unselected(case)].eq(0).all()
+        assert tokens[:, ~unselected(case)].ne(0).any(-1).all()
+
+
+@pytest.mark.parametrize("part", range(4), ids=["query", "key", "value", "output_grad"])
+@pytest.mark.parametrize("mixing", [tm.Mixing.released(), REPEATED, REPEATED_SHARED], ids=repr)
+def test_zeros_of_unselected_tokens_are_exact_beside_nan(mixing, part, algorithm):
+    case = case_of(mixing, num_frames=3, num_tokens=4)
+    assert unselected(case).any()
+    inputs = [t.detach() for t in case.inputs(DTYPE, DEVICE)]
+    inputs.append(random_like(inputs[0]))
+    inputs[part].fill_(math.nan)
+    results = output_and_gradients(fast(case), tuple(inputs[:3]), inputs[3])
+    for name in ("key gradient", "value gradient"):
+        assert results[name].flatten(1, 2)[:, unselected(case)].eq(0).all(), name
 
 
 @pytest.mark.parametrize("mixing", MIXED, ids=repr)
