@@ -100,6 +100,7 @@ class Case:
             head_dim=self.head_dim,
             precision="ieee",
             upcast=False,
+            wide=False,
             **KEYS[self.keys],
         )
 

@@ -22,6 +22,7 @@ from tokenmix_ops.backends.triton.keys import (
     load_keys,
     load_rows,
     lse_start,
+    offsets_of,
     output_offsets,
     output_start,
     place,
@@ -87,8 +88,8 @@ def _store_zeros(
     tokens = rest + L.num_full_tokens
     inside = left_out < L.num_unselected
     zeros = tl.zeros([WIDTH, BLOCK_D], tl.float32)
-    k_offsets = frames.to(tl.int64) * stride_kt + tokens.to(tl.int64) * stride_ks
-    v_offsets = frames.to(tl.int64) * stride_vt + tokens.to(tl.int64) * stride_vs
+    k_offsets = offsets_of(frames, tokens, stride_kt, stride_ks, L)
+    v_offsets = offsets_of(frames, tokens, stride_vt, stride_vs, L)
     store_rows(key_grad, k_offsets, zeros, inside, BLOCK_D, L)
     store_rows(value_grad, v_offsets, zeros, inside, BLOCK_D, L)
 
@@ -335,9 +336,9 @@ def bwd_key_kernel(
         lanes = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         inside = lanes < num_tokens
         tokens = tl.load(token_order + lanes, mask=inside, other=0)
-        frames, tokens_of_frame = (tokens // L.num_tokens).to(tl.int64), tokens % L.num_tokens
-        k_offsets = frames * stride_kt + tokens_of_frame.to(tl.int64) * stride_ks
-        v_offsets = frames * stride_vt + tokens_of_frame.to(tl.int64) * stride_vs
+        frames, of_frame = tokens // L.num_tokens, tokens % L.num_tokens
+        k_offsets = offsets_of(frames, of_frame, stride_kt, stride_ks, L)
+        v_offsets = offsets_of(frames, of_frame, stride_vt, stride_vs, L)
         keys = load_rows(key, k_offsets, inside, True, BLOCK_D, L)
         values = load_rows(value, v_offsets, inside, True, BLOCK_D, L)
         use = tl.load(use_start + tokens, mask=inside, other=0)
@@ -356,8 +357,8 @@ def bwd_key_kernel(
             use += used.to(tl.int32)
             slots = tl.load(uses + use, mask=use < end, other=L.num_rows * L.num_keys)
             row = tl.min(slots // L.num_keys, 0)
-        k_offsets = frames * stride_dkt + tokens_of_frame.to(tl.int64) * stride_dks
-        v_offsets = frames * stride_dvt + tokens_of_frame.to(tl.int64) * stride_dvs
+        k_offsets = offsets_of(frames, of_frame, stride_dkt, stride_dks, L)
+        v_offsets = offsets_of(frames, of_frame, stride_dvt, stride_dvs, L)
         store_rows(key_grad, k_offsets, key_grads * scale, inside, BLOCK_D, L)
         store_rows(value_grad, v_offsets, value_grads, inside, BLOCK_D, L)
     elif tile < key_tiles:

@@ -21,16 +21,25 @@ def place(index, L: tl.constexpr):
 
 
 @triton.jit
+def offsets_of(frames, tokens, stride_t, stride_s, L: tl.constexpr):
+    """Offsets of tokens from their video's first, in 64 bits unless they all fit 32."""
+    if L.wide:
+        return tl.cast(frames, tl.int64) * stride_t + tokens.to(tl.int64) * stride_s
+    else:
+        return frames * stride_t + tokens * stride_s
+
+
+@triton.jit
 def query_offsets(queries, row, stride_t, stride_s, L: tl.constexpr):
     """Offsets of a group's queries from the video's first."""
     frames = query_frames(queries, row, L)
-    return frames.to(tl.int64) * stride_t + (queries % L.num_queries).to(tl.int64) * stride_s
+    return offsets_of(frames, queries % L.num_queries, stride_t, stride_s, L)
 
 
 @triton.jit
 def output_offsets(queries, row, L: tl.constexpr):
     """The same in contiguous tensors: the output, and the gradient of the queries."""
-    return (row * L.group_queries + queries).to(tl.int64) * (L.num_heads * L.head_dim)
+    return offsets_of(0, row * L.group_queries + queries, 0, L.num_heads * L.head_dim, L)
 
 
 @triton.jit
@@ -80,7 +89,7 @@ def key_offsets(slots, row, key_index, stride_t, stride_s, L: tl.constexpr):
     else:
         frames, tokens = strided_tokens(slots, L)
         frames += row * L.group_frames
-    return frames.to(tl.int64) * stride_t + tokens.to(tl.int64) * stride_s
+    return offsets_of(frames, tokens, stride_t, stride_s, L)
 
 
 @triton.jit

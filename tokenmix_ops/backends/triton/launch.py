@@ -230,9 +230,16 @@ def _kind(
     )
 
 
-def _layout(kind: tuple[Any, ...], gains: bool) -> Layout:
+def _layout(kind: tuple[Any, ...], gains: bool, written: tuple[tuple[int, ...], ...]) -> Layout:
+    """``written`` are strides of the tensors that come on top of query, key, value and output."""
     device, dtype, shape, table, strides, _, num_tokens, num_prefix_tokens, full, tf32 = kind
     num_frames, num_queries, num_heads, head_dim = shape
+    tokens = max(num_tokens, table[1])
+    contiguous = (0, num_queries * num_heads * head_dim, num_heads * head_dim, head_dim, 1)
+    reach = max(
+        num_frames * of_tensor[1] + tokens * of_tensor[2]
+        for of_tensor in map(_four, (*strides, *written, contiguous))
+    )
     return Layout(
         num_frames=num_frames,
         group_frames=num_frames // table[0],
@@ -247,6 +254,7 @@ def _layout(kind: tuple[Any, ...], gains: bool) -> Layout:
         gains=gains,
         precision="tf32" if tf32 else "ieee",
         upcast=dtype == torch.bfloat16 and device.type != "cuda",
+        wide=reach >= 2**31,
     )
 
 
@@ -274,7 +282,7 @@ def _four(strides: tuple[int, ...]) -> tuple[int, ...]:
 @lru_cache(maxsize=4096)
 def _forward_launch(*key: Any) -> tuple[Layout, Launch, tuple[int, ...]]:
     *kind, gains, negative = key
-    layout = _layout(tuple(kind), gains)
+    layout = _layout(tuple(kind), gains, ())
     name, config = "fwd_resident", _find("fwd_resident", tuple(kind), layout)
     if config is None:
         name, config = "fwd_streamed", _find_any("fwd_streamed", tuple(kind), layout)
@@ -287,7 +295,7 @@ def _backward_launches(
     *key: Any,
 ) -> tuple[Layout, Launch | None, Launch, Launch, tuple[int, ...], tuple[int, ...]]:
     *kind, gains, of_grads, _ = key
-    layout = _layout(tuple(kind), gains)
+    layout = _layout(tuple(kind), gains, of_grads)
     config = None if layout.by_token else _find("bwd_resident", tuple(kind), layout)
     resident = Launch("bwd_resident", config, layout) if config else None
     by_query, by_key = (

@@ -31,6 +31,8 @@ class Layout:
     upcast: bool
     """Products in float32: Triton's interpreter has none in bfloat16."""
 
+    wide: bool
+    """Offsets within a video need 64 bits. Between videos and heads they always have them."""
     num_rows: int = field(init=False)
     group_queries: int = field(init=False)
     by_token: bool = field(init=False)
