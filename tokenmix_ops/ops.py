@@ -102,8 +102,9 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, output_grad: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             raise RuntimeError(
-                f"backend {ctx.backend!r} is differentiable once; ask for backend='eager' where "
-                "gradients are differentiated again (create_graph=True)"
+                f"backend {ctx.backend!r} is differentiable once; where gradients are "
+                "differentiated again (create_graph=True), ask for backend='eager' inside "
+                "torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
             )
         grads = _operator(ctx.backend, "bwd")(output_grad, *ctx.saved_tensors, *ctx.numbers)
         return (None, *grads, *[None] * (5 + len(ctx.numbers)))

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from tokenmix_ops import ops
 from tokenmix_ops.compiling import constant, guarded
@@ -64,6 +65,11 @@ def unsupported(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> str | 
         return f"needs tensors on {wanted}, got {query.device}"
     if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack():
         return "has no rules for the transforms of torch.func"
+    # Inside a level of forward-mode derivatives alone can a tensor have a tangent.
+    if forward_ad._current_level >= 0 and any(
+        forward_ad.unpack_dual(t).tangent is not None for t in (query, key, value)
+    ):
+        return "has no forward-mode derivatives"
     return None
 
 

@@ -269,12 +269,14 @@ def _over_queries(
     for start in range(0, L.group_queries, BLOCK_M):
         queries = start + tl.arange(0, BLOCK_M)
         inside = queries < L.group_queries
-        q_offsets = query_offsets(queries, row, stride_qt, stride_qs, L)
+        # Past the last query stands the last one again, with a gradient of 0.
+        there = tl.minimum(queries, L.group_queries - 1)
+        q_offsets = query_offsets(there, row, stride_qt, stride_qs, L)
         g_offsets = query_offsets(queries, row, stride_gt, stride_gs, L)
-        rows = load_rows(query, q_offsets, inside, True, BLOCK_D, L)
+        rows = load_rows(query, q_offsets, there >= 0, False, BLOCK_D, L)
         grads = load_rows(output_grad, g_offsets, inside, True, BLOCK_D, L)
         in_row = row * L.group_queries + queries
-        lse_rows = tl.load(lse + in_row, mask=inside, other=0.0)
+        lse_rows = tl.load(lse + row * L.group_queries + there)
         of_tile = tl.load(delta + in_row, mask=inside, other=0.0)
         of_queries = query_frames(queries, row, L)
         weights, slopes = _weights_and_slopes(
@@ -357,6 +359,10 @@ def bwd_key_kernel(
             use += used.to(tl.int32)
             slots = tl.load(uses + use, mask=use < end, other=L.num_rows * L.num_keys)
             row = tl.min(slots // L.num_keys, 0)
+        # Not 0 times what queries hold, which may be NaN.
+        named = (tl.load(use_start + tokens, mask=inside, other=0) < end)[:, None]
+        key_grads = tl.where(named, key_grads, 0.0)
+        value_grads = tl.where(named, value_grads, 0.0)
         k_offsets = offsets_of(frames, of_frame, stride_dkt, stride_dks, L)
         v_offsets = offsets_of(frames, of_frame, stride_dvt, stride_dvs, L)
         store_rows(key_grad, k_offsets, key_grads * scale, inside, BLOCK_D, L)

@@ -109,14 +109,16 @@ def forward(
     groups = query.shape[0] * layout.num_rows * layout.num_heads
     tiles = -(-layout.group_queries // launch.config.BLOCK_M)
     tensors = (query, key, value, output, lse, key_index, key_frame)
+    # Slots past the last have logits of -inf, which times 0 is NaN.
+    magnitude = max(abs(scale), 2.0**-126)
     with _on_device_of(query):
         if launch.kernel is fwd_streamed_kernel:
-            launch(groups * tiles, *tensors, *strides, abs(scale), cross_frame_gain)
+            launch(groups * tiles, *tensors, *strides, magnitude, cross_frame_gain)
         else:
             wanted = launch.config.programs_per_sm * _num_sms(query.device)
             each = -(-tiles // min(tiles, -(-wanted // groups)))
             programs = groups * -(-tiles // each)
-            launch(programs, *tensors, *strides, abs(scale), cross_frame_gain, each)
+            launch(programs, *tensors, *strides, magnitude, cross_frame_gain, each)
     return output, lse
 
 
