@@ -116,7 +116,13 @@ def _operator(backend: str, direction: str) -> Any:
 
 def empty_gradients(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Memory for the three gradients, as the backward operator's schema promises it."""
-    return query.new_empty(query.shape), torch.empty_like(key), torch.empty_like(value)
+    key_grad, value_grad = torch.empty_like(key), torch.empty_like(value)
+    # Keys that overlap in memory are not dense, and what is like them may lie anyhow.
+    if key_grad.stride(-1) != 1:
+        key_grad = key.new_empty(key.shape)
+    if value_grad.stride(-1) != 1:
+        value_grad = value.new_empty(value.shape)
+    return query.new_empty(query.shape), key_grad, value_grad
 
 
 def empty_output(query: Tensor) -> tuple[Tensor, Tensor]:

@@ -148,16 +148,18 @@ def _inverse(table: Table) -> tuple[list[int], list[int], list[int]]:
 def on_device(table: Table, device: torch.device) -> Plan:
     """The plan of a table, its tensors on a device."""
     # Index tensors made in inference mode could not be saved for a later backward.
+    # Copies from the host are done when they return, so that any stream may use them.
     with torch.inference_mode(False):
-        key_index = torch.tensor(table.key_index, dtype=torch.int32, device=device)
-        key_frame = torch.tensor(table.key_frame, dtype=torch.int32, device=device)
-        query_frame = torch.arange(table.facts["num_frames"], device=device).unsqueeze(-1)
+        key_index = torch.tensor(table.key_index, dtype=torch.int32)
+        key_frame = torch.tensor(table.key_frame, dtype=torch.int32)
+        query_frame = torch.arange(table.facts["num_frames"]).unsqueeze(-1)
         of_key = key_frame.unsqueeze(1) if table.facts["rows"] == "token" else key_frame
         is_cross_frame = (of_key != query_frame) & (of_key != -1)
         strided = table.facts["num_full_tokens"] is not None
         inverse = ([], [], []) if strided or table.facts["rows"] == "token" else _inverse(table)
-        token_order, use_start, uses = (
-            torch.tensor(part, dtype=torch.int32, device=device) for part in inverse
+        tables = (torch.tensor(part, dtype=torch.int32) for part in inverse)
+        key_index, key_frame, is_cross_frame, token_order, use_start, uses = (
+            part.to(device) for part in (key_index, key_frame, is_cross_frame, *tables)
         )
     return Plan(
         key_index=key_index,

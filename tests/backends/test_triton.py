@@ -302,6 +302,36 @@ def test_float16_near_its_largest_number(mixing, algorithm):
         assert max_error(results[name], exact) <= limit < math.inf, name
 
 
+@pytest.mark.parametrize("mixing", [tm.Mixing.released(cross_frame_gain=0.5), tm.Mixing.adjacent()])
+def test_logits_far_from_zero(mixing, algorithm):
+    case = case_of(mixing, num_frames=2)
+    query, key, value = (t.detach() for t in case.inputs(torch.float32, DEVICE))
+    query[..., 0], key[..., 0] = 60.0, -60.0
+    results = output_and_gradients(fast(case), (query, key, value), random_like(query))
+    assert all(tensor.isfinite().all() for tensor in results.values())
+
+
+def test_gradients_of_keys_that_overlap_in_memory(algorithm):
+    case = case_of(tm.Mixing.released(), num_frames=2, num_tokens=5)
+    query, _, value = (t.detach() for t in case.inputs(DTYPE, DEVICE))
+    # [1, 2, 5, 4, 16] of which heads overlap: a dense tensor like it has another stride last.
+    key = random_like(query.new_empty(1, 2, 5, 19)).unfold(-1, 16, 1)
+    query, value = query.repeat(1, 1, 1, 4, 1), value.repeat(1, 1, 1, 4, 1)
+    assert torch.empty_like(key).stride(-1) != 1
+    assert_agrees(fast(case), case, (query, key, value))
+
+
+def test_tf32_follows_the_setting_of_pytorch():
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    try:
+        for setting, allowed in (("tf32", True), ("ieee", False)):
+            matmul.fp32_precision = setting
+            assert launch._tf32_is_allowed() is allowed
+    finally:
+        matmul.fp32_precision = before
+
+
 @pytest.mark.parametrize("mixing", MIXED, ids=repr)
 def test_fewer_queries_than_tokens(mixing, algorithm):
     case = case_of(mixing)

@@ -12,8 +12,9 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,7 +27,7 @@ from tokenmix_ops.bench.suites import Row
 if TYPE_CHECKING:
     from tokenmix_ops.backends.triton.layout import Layout
 
-# What knows kernels is imported late: in workers, after `_compile_for_real`.
+# What knows kernels is imported late, so that the rest works without Triton.
 
 
 @dataclass(frozen=True)
@@ -136,9 +137,8 @@ def compile_all(
 ) -> list[Row]:
     """A row for each case, in their order; compiled by as many processes as there are cores."""
     rows = []
-    with ProcessPoolExecutor(
-        os.cpu_count(), mp_context=get_context("spawn"), initializer=_compile_for_real
-    ) as workers:
+    spawn = get_context("spawn")
+    with _no_interpreter(), ProcessPoolExecutor(os.cpu_count(), mp_context=spawn) as workers:
         for row in workers.map(compile_case, cases):
             rows.append(row)
             if progress is not None:
@@ -146,9 +146,15 @@ def compile_all(
     return rows
 
 
-def _compile_for_real() -> None:
-    """Triton looks at this variable when kernels are imported, and makes them interpreted ones."""
-    os.environ.pop("TRITON_INTERPRET", None)
+@contextmanager
+def _no_interpreter() -> Iterator[None]:
+    """For processes that start inside: Triton reads this variable once, when PyTorch imports it."""
+    value = os.environ.pop("TRITON_INTERPRET", None)
+    try:
+        yield
+    finally:
+        if value is not None:
+            os.environ["TRITON_INTERPRET"] = value
 
 
 def compile_case(case: Case) -> Row:

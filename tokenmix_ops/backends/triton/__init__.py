@@ -63,6 +63,8 @@ def unsupported(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> str | 
     if query.device.type != ("cpu" if interpreted() else "cuda"):
         wanted = "a CPU, under Triton's interpreter" if interpreted() else "a CUDA GPU"
         return f"needs tensors on {wanted}, got {query.device}"
+    if query.device.type == "cuda" and (old := _too_old(query.device)):
+        return old
     if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack():
         return "has no rules for the transforms of torch.func"
     # Inside a level of forward-mode derivatives alone can a tensor have a tangent.
@@ -71,6 +73,19 @@ def unsupported(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> str | 
     ):
         return "has no forward-mode derivatives"
     return None
+
+
+@constant
+def _too_old(device: torch.device) -> str | None:
+    return _capability_reason(device)
+
+
+@lru_cache
+def _capability_reason(device: torch.device) -> str | None:
+    capability = torch.cuda.get_device_capability(device)
+    if capability >= (8, 0):
+        return None
+    return f"needs an Ampere GPU or a later one (sm_80), got sm_{capability[0]}{capability[1]}"
 
 
 def not_preferred(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> str | None:

@@ -41,8 +41,8 @@ def _weights_and_slopes(
 ):  # fmt: skip
     """P and dS, without its scale, from Q K' and dO V', or both transposed.
 
-    What belongs to queries or to keys comes shaped to be broadcast. Both are 0 for keys not
-    ``used``.
+    What belongs to queries or to keys comes shaped to be broadcast. If MASKED, both are 0 for keys
+    not ``used``.
     """
     if L.gains:
         gains = gains_of(of_queries, of_keys, gain)
@@ -278,7 +278,7 @@ def _over_queries(
         in_row = row * L.group_queries + queries
         lse_rows = tl.load(lse + row * L.group_queries + there)
         of_tile = tl.load(delta + in_row, mask=inside, other=0.0)
-        of_queries = query_frames(queries, row, L)
+        of_queries = query_frames(there, row, L)
         weights, slopes = _weights_and_slopes(
             product(keys, tl.trans(rows), L), product(values, tl.trans(grads), L),
             lse_rows[None, :], of_tile[None, :], used[:, None],

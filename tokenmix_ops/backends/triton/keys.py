@@ -79,7 +79,7 @@ def strided_tokens(slots, L: tl.constexpr):
 
 @triton.jit
 def key_offsets(slots, row, key_index, stride_t, stride_s, L: tl.constexpr):
-    """Offsets of the keys in these slots of a row from the video's first; 0 past the last slot."""
+    """Offsets of the keys in these slots of a row from the video's first."""
     if L.selected:
         frames, tokens = slots * 0, slots
     elif L.num_full_tokens < 0:

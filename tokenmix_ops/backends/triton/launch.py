@@ -147,9 +147,10 @@ def backward(
     query_grad, key_grad, value_grad = grads
     if output_grad.stride(-1) != 1:
         output_grad = output_grad.contiguous()
+    output, lse = output.contiguous(), lse.contiguous()
     kind = _kind(query, key, value, key_index, num_tokens, num_prefix_tokens, num_full_tokens)
     of_grads = (output_grad.stride(), key_grad.stride(), value_grad.stride())
-    aligned = output_grad.data_ptr() % 16 == 0
+    aligned = tuple(t.data_ptr() % 16 == 0 for t in (output_grad, output, lse))
     layout, resident, by_query, by_key, read, written = _backward_launches(
         *kind, cross_frame_gain != 1.0, of_grads, aligned
     )
@@ -213,7 +214,7 @@ def _kind(
     num_prefix_tokens: int,
     num_full_tokens: int | None,
 ) -> tuple[Any, ...]:
-    """What decides which kernels serve a call and what they are compiled for, all but the gain.
+    """What decides which kernels serve a call and what they are compiled for, all but its numbers.
 
     Shapes without the batch, strides, dtype and device, whether memory starts at multiples of 16
     bytes, and whether PyTorch allows TF32.
@@ -228,8 +229,13 @@ def _kind(
         num_tokens,
         num_prefix_tokens,
         num_full_tokens,
-        query.is_cuda and torch.backends.cuda.matmul.allow_tf32,
+        query.dtype == torch.float32 and query.is_cuda and _tf32_is_allowed(),
     )
+
+
+def _tf32_is_allowed() -> bool:
+    # Follows allow_tf32 and set_float32_matmul_precision too; to read those can be an error.
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
 def _layout(kind: tuple[Any, ...], gains: bool, written: tuple[tuple[int, ...], ...]) -> Layout:
