@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tokenmix_ops.families import FAMILIES, VisionFamily
 from tokenmix_ops.mixing import Mixing
-from tokenmix_ops.modules import TokenMixing, check_frames
+from tokenmix_ops.modules import Queries, TokenMixing, check_frames
 
 _PARTS = ("_modules", "_parameters", "_buffers")
 _HOOKS = (
@@ -64,8 +64,13 @@ class ConvertedAttention(TokenMixing):
         # Not through setattr, which would register the original as a child.
         self.__dict__["original"] = original
 
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """[batch * num_frames, num_tokens, dim] in and out, as the original layer returns it."""
+    def forward(
+        self, hidden_states: Tensor, *args: Any, queries: Queries | None = None, **kwargs: Any
+    ) -> Any:
+        """[batch * num_frames, num_tokens, dim] in and out, as the original layer returns it.
+
+        With ``queries`` "prefix" only the rows of prefix tokens come out.
+        """
         # Whatever else a tower passes on is harmless, but never another tensor: that would be a
         # mask, other keys, or position embeddings.
         given = [name for name, value in kwargs.items() if _holds_tensor(value, hidden_states)]
@@ -75,7 +80,7 @@ class ConvertedAttention(TokenMixing):
             raise ValueError(
                 f"token mixing takes no attention mask and no other keys, got {', '.join(given)}"
             )
-        output, _ = self.attend(hidden_states)
+        output, _ = self.attend(hidden_states, queries=queries)
         output = output.flatten(0, 1) if hidden_states.dim() == 3 else output
         for name in self.family.output:
             output = self.get_submodule(name)(output)

@@ -140,10 +140,13 @@ class TokenMixing(nn.Module):
         self.queries: Queries = queries
         self.backend = backend
 
-    def attend(self, tokens: Tensor, need_weights: bool = False) -> tuple[Tensor, Tensor | None]:
+    def attend(
+        self, tokens: Tensor, need_weights: bool = False, queries: Queries | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Mixed values [batch, num_frames, num_queries, num_heads * head_dim], heads merged.
 
         ``tokens``: [batch * num_frames, num_tokens, dim] or [batch, num_frames, num_tokens, dim].
+        ``queries``: which rows, for this call; None as the module was made.
         The second result is the attention weights [batch, num_frames, num_heads, num_queries,
         num_keys] if ``need_weights``.
         """
@@ -152,7 +155,8 @@ class TokenMixing(nn.Module):
         plan = plan_of(
             self.mixing, self.num_frames, num_tokens, self.num_prefix_tokens, tokens.device
         )
-        num_queries = num_tokens if self.queries == "all" else self.num_prefix_tokens
+        every_row = (queries or self.queries) == "all"
+        num_queries = num_tokens if every_row else self.num_prefix_tokens
         shares_few_keys = plan.rows == "shared" and plan.num_keys < self.num_frames * num_tokens
         selected = plan.key_index[0] if shares_few_keys else None
         query, key, value = (

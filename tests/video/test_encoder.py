@@ -587,7 +587,7 @@ def test_frames_are_those_of_the_layers():
 
 
 def test_only_blip_has_a_place(tmp_path):
-    with pytest.raises(ValueError, match="must be a BlipVisionConfig, got CLIPVisionConfig"):
+    with pytest.raises(ValueError, match="or a BlipVisionConfig, got CLIPVisionConfig"):
         VideoEncoder(CLIPVisionConfig(**VISION))
     model = redraw(BlipVisionModel(BlipVisionConfig(**VISION)))
     model.save_pretrained(tmp_path)

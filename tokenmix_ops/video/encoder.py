@@ -16,7 +16,8 @@ from transformers import BlipVisionConfig, BlipVisionModel
 
 from tokenmix_ops.convert import mix_tokens
 from tokenmix_ops.mixing import Mixing
-from tokenmix_ops.modules import TokenMixing, set_num_frames
+from tokenmix_ops.modules import Queries, TokenMixing, set_num_frames
+from tokenmix_ops.video.layer import VideoLayer
 
 Layers = Iterable[int] | Literal["all"]
 
@@ -56,24 +57,31 @@ class VideoEncoder(nn.Module):
     model's, in ``vision_model``. Source: Token Mixing (AAAI 2023), section "Token Mixing".
 
     Args:
-        config: a transformers BlipVisionConfig; `blip_vision_config` makes BLIP's own.
+        tower: BLIP's vision tower, converted in place, or the configuration of a new one;
+            `blip_vision_config` makes BLIP's own.
         num_frames: frames of a video.
         mixing, mixing_layers: as `mix_tokens` takes them; no layers at all is an image encoder.
     """
 
     def __init__(
         self,
-        config: BlipVisionConfig,
+        tower: BlipVisionModel | BlipVisionConfig,
         *,
         num_frames: int = 8,
         mixing: Mixing | str = "released",
         mixing_layers: Layers = (-1,),
     ) -> None:
         super().__init__()
-        if not isinstance(config, BlipVisionConfig):
-            raise ValueError(f"config must be a BlipVisionConfig, got {type(config).__name__}")
-        self.vision_model = BlipVisionModel(config)
-        mix_tokens(self.vision_model, num_frames, "spatial", layers="all")
+        if isinstance(tower, BlipVisionConfig):
+            tower = BlipVisionModel(tower)
+        if not isinstance(tower, BlipVisionModel):
+            raise ValueError(
+                f"tower must be a BlipVisionModel or a BlipVisionConfig, got {type(tower).__name__}"
+            )
+        mix_tokens(tower, num_frames, "spatial", layers="all")
+        self.vision_model = tower
+        for index, layer in enumerate(self.layers):
+            self.layers[index] = VideoLayer(layer)
         if not isinstance(mixing_layers, str | int):
             mixing_layers = tuple(mixing_layers)
         if mixing_layers != ():
@@ -82,6 +90,11 @@ class VideoEncoder(nn.Module):
     @property
     def config(self) -> BlipVisionConfig:
         return self.vision_model.config
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The encoder layers, each a `VideoLayer`."""
+        return self.vision_model.encoder.layers
 
     @property
     def num_frames(self) -> int:
@@ -96,8 +109,11 @@ class VideoEncoder(nn.Module):
         set_num_frames(self, num_frames)
         return self
 
-    def forward(self, pixels: Tensor) -> VideoEncoding:
+    def forward(self, pixels: Tensor, queries: Queries = "all") -> VideoEncoding:
         """``pixels`` [batch, num_frames, 3, height, width], normalised (`normalize_clip`).
+
+        With ``queries`` "prefix" the last layer computes [CLS] only: tokens are [batch,
+        num_frames, 1, dim], for readers that use nothing else.
 
         Raises ValueError if another number of frames or another size comes than was configured.
         """
@@ -109,7 +125,11 @@ class VideoEncoder(nn.Module):
                 f"{['batch', *wanted]}, got {list(pixels.shape)}; VideoEncoder.set_num_frames "
                 "changes the frames, image_size at building the size"
             )
-        hidden = self.vision_model(pixel_values=pixels.flatten(0, 1)).last_hidden_state
+        hidden = self.vision_model.embeddings(pixels.flatten(0, 1))
+        *lower, last = self.layers
+        for layer in lower:
+            hidden = layer(hidden)
+        hidden = self.vision_model.post_layernorm(last(hidden, queries=queries))
         tokens = hidden.reshape(*pixels.shape[:2], *hidden.shape[1:])
         return VideoEncoding(tokens, tokens[:, :, 0].mean(dim=1))
 

@@ -1,0 +1,123 @@
+"""Cross-attention of texts to videos whose keys and values are computed once a video and layer.
+
+transformers computes them for each beam of a video and each text that is matched with it, and
+copies them whenever beams change places. Here all texts of a video are queries of one product.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
+
+
+class VideoMemory:
+    """Videos as a text model's cross-attention reads them: tokens, and keys and values by layer.
+
+    Pass it as ``encoder_hidden_states``. Whoever generates or matches many texts of a video keeps
+    one, so that each layer projects the video's tokens once.
+
+    Args:
+        tokens: [videos, num_tokens, dim].
+    """
+
+    def __init__(self, tokens: Tensor) -> None:
+        if tokens.dim() != 3:
+            raise ValueError(f"tokens must be [videos, num_tokens, dim], got {list(tokens.shape)}")
+        self.tokens = tokens
+        self._of_layer: dict[CrossAttention, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def num_videos(self) -> int:
+        return self.tokens.shape[0]
+
+    def of(self, layer: CrossAttention) -> tuple[Tensor, Tensor]:
+        """Key and value of a layer, each [videos, num_heads, num_tokens, head_dim]."""
+        if layer not in self._of_layer:
+            self._of_layer[layer] = (
+                layer.split_heads(layer.key(self.tokens)),
+                layer.split_heads(layer.value(self.tokens)),
+            )
+        return self._of_layer[layer]
+
+    def select(self, index: Tensor) -> VideoMemory:
+        """The videos ``index`` [n]; what was computed already is picked, not computed again."""
+        chosen = VideoMemory(self.tokens[index])
+        chosen._of_layer = {
+            layer: (key[index], value[index]) for layer, (key, value) in self._of_layer.items()
+        }
+        return chosen
+
+
+class CrossAttention(nn.Module):
+    """A BLIP text layer's cross-attention, on the original's own parameters and by fused means.
+
+    Args:
+        original: the layer that it replaces; names in state dicts stay the same.
+    """
+
+    def __init__(self, original: BlipTextSelfAttention) -> None:
+        super().__init__()
+        self.query, self.key, self.value = original.query, original.key, original.value
+        self.dropout = original.dropout
+        self.num_heads = original.num_attention_heads
+        self.training = original.training
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | VideoMemory | None = None,
+        past_key_values: Any = None,
+    ) -> tuple[Tensor, None]:
+        """[videos * n, length, dim] for ``n`` texts a video, those of a video in a row.
+
+        ``encoder_hidden_states``: a `VideoMemory` of the videos, or their tokens [videos,
+        num_tokens, dim]. ``past_key_values`` is left alone: a video's keys stay in its memory.
+        Raises ValueError for a mask, which videos do not need, and for texts that cannot be
+        shared out among the videos.
+        """
+        if attention_mask is not None:
+            raise ValueError("cross-attention to videos takes no encoder_attention_mask")
+        if encoder_hidden_states is None:
+            raise ValueError("cross-attention needs the videos as encoder_hidden_states")
+        if isinstance(encoder_hidden_states, Tensor):
+            encoder_hidden_states = VideoMemory(encoder_hidden_states)
+        videos = encoder_hidden_states.num_videos
+        texts, length, _ = hidden_states.shape
+        if not videos or texts % videos:
+            raise ValueError(f"{texts} texts cannot be shared out among {videos} videos")
+        key, value = encoder_hidden_states.of(self)
+        query = self.query(hidden_states).unflatten(0, (videos, -1)).flatten(1, 2)
+        attended = scaled_dot_product_attention(
+            self.split_heads(query),
+            key,
+            value,
+            dropout_p=self.dropout.p if self.training else 0.0,
+        )
+        merged = attended.transpose(1, 2).flatten(2)
+        return merged.reshape(texts, length, -1), None
+
+    def split_heads(self, features: Tensor) -> Tensor:
+        """[n, length, dim] to [n, num_heads, length, head_dim]."""
+        return features.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+def share_video_keys(text_model: nn.Module) -> None:
+    """Swaps the cross-attention of all layers of a BLIP text model for `CrossAttention`.
+
+    Raises ValueError if there is none, as in a text model whose configuration is no decoder's.
+    """
+    found = [
+        layer.crossattention
+        for layer in text_model.modules()
+        if isinstance(getattr(layer, "crossattention", None), nn.Module)
+    ]
+    if not found:
+        raise ValueError(f"{type(text_model).__name__} has no cross-attention: set is_decoder")
+    for attention in found:
+        if isinstance(attention.self, BlipTextSelfAttention):
+            attention.self = CrossAttention(attention.self)
