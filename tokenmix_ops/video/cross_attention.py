@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
+from transformers.models.blip.modeling_blip_text import BlipTextLayer, BlipTextSelfAttention
 
 
 class VideoMemory:
@@ -111,13 +111,13 @@ def share_video_keys(text_model: nn.Module) -> None:
 
     Raises ValueError if there is none, as in a text model whose configuration is no decoder's.
     """
-    found = [
-        layer.crossattention
+    layers = [
+        layer
         for layer in text_model.modules()
-        if isinstance(getattr(layer, "crossattention", None), nn.Module)
+        if isinstance(layer, BlipTextLayer) and hasattr(layer, "crossattention")
     ]
-    if not found:
+    if not layers:
         raise ValueError(f"{type(text_model).__name__} has no cross-attention: set is_decoder")
-    for attention in found:
-        if isinstance(attention.self, BlipTextSelfAttention):
-            attention.self = CrossAttention(attention.self)
+    for layer in layers:
+        if isinstance(layer.crossattention.self, BlipTextSelfAttention):
+            layer.crossattention.self = CrossAttention(layer.crossattention.self)

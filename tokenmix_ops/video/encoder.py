@@ -80,7 +80,7 @@ class VideoEncoder(nn.Module):
             )
         mix_tokens(tower, num_frames, "spatial", layers="all")
         self.vision_model = tower
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(tower.encoder.layers):
             self.layers[index] = VideoLayer(layer)
         if not isinstance(mixing_layers, str | int):
             mixing_layers = tuple(mixing_layers)

@@ -1,0 +1,22 @@
+"""Nothing is updated: the image model as it is, frame by frame."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from tokenmix_ops.video.tuning.method import Switches, TuningMethod, VideoModel
+
+
+class Frozen(TuningMethod):
+    """The zero-shot baseline; switches still turn LP and LH on."""
+
+    name = "frozen"
+    switches = Switches(False, False, False, False)
+    source = "the image model, zero-shot"
+
+    def updated(
+        self, model: VideoModel, layers: tuple[int, ...], switches: Switches
+    ) -> Iterable[nn.Parameter]:
+        return ()

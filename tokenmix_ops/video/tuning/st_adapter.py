@@ -1,0 +1,62 @@
+"""ST-Adapters: a bottleneck with a convolution over time and space before each attention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from tokenmix_ops.video.encoder import VideoEncoder
+from tokenmix_ops.video.tuning.method import (
+    Switches,
+    Tuning,
+    TuningMethod,
+    VideoModel,
+    parameters_of,
+)
+
+
+class STAdapter(nn.Module):
+    """dim → bottleneck, Conv3d 3×3×3 over frames and patches, → dim, added; at first the identity.
+
+    The convolution is dense, as the paper counts it (54.8 M over 12 layers). [CLS] passes through
+    the two projections alone.
+    """
+
+    def __init__(self, dim: int, bottleneck: int, num_frames: int) -> None:
+        super().__init__()
+        self.num_frames = num_frames
+        self.down = nn.Linear(dim, bottleneck)
+        self.convolution = nn.Conv3d(bottleneck, bottleneck, kernel_size=3, padding=1)
+        self.up = nn.Linear(bottleneck, dim)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """[batch * num_frames, 1 + side * side, dim] in and out."""
+        inner = self.down(hidden_states)
+        side = round((inner.shape[1] - 1) ** 0.5)
+        video = inner[:, 1:].unflatten(1, (side, side)).unflatten(0, (-1, self.num_frames))
+        video = self.convolution(video.movedim(-1, 1)).movedim(1, -1)
+        inner = torch.cat([inner[:, :1], video.flatten(0, 1).flatten(1, 2)], dim=1)
+        return hidden_states + self.up(inner)
+
+
+class STAdapterTuning(TuningMethod):
+    """Updates the adapters, one a layer."""
+
+    name = "st_adapter"
+    source = "Pan et al., ST-Adapter, NeurIPS 2022"
+
+    def insert(self, encoder: VideoEncoder, tuning: Tuning, layers: tuple[int, ...]) -> None:
+        dim = encoder.config.hidden_size
+        for index in layers:
+            encoder.layers[index].before_attention = STAdapter(
+                dim, tuning.bottleneck or max(1, dim // 2), encoder.num_frames
+            )
+
+    def updated(
+        self, model: VideoModel, layers: tuple[int, ...], switches: Switches
+    ) -> Iterable[nn.Parameter]:
+        return parameters_of(m for m in model.encoder.modules() if isinstance(m, STAdapter))
