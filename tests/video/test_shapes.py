@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tokenmix_ops.video import read_clip
+from tokenmix_ops.video.data.manifest import missing, read_manifest
 from tokenmix_ops.video.data.shapes import (
     COLOURS,
     MOTIONS,
@@ -109,10 +110,40 @@ def test_a_world_is_real_video_files_with_captions(tmp_path):
     assert [s["sen_id"] for s in annotations["sentences"]] == list(range(24))
 
 
+def test_the_manifest_says_what_the_annotations_say(tmp_path):
+    path = write_world(tmp_path, 11, seed=3, size=32)
+    annotations = json.loads(path.read_text())
+    manifest = read_manifest(tmp_path / "videos.jsonl")
+    assert [(v.video_id, v.split.replace("val", "validate")) for v in manifest.videos] == [
+        (video["video_id"], video["split"]) for video in annotations["videos"]
+    ]
+    assert [(v.video_id, caption) for v in manifest.videos for caption in v.captions] == [
+        (s["video_id"], s["caption"]) for s in annotations["sentences"]
+    ]
+    assert not any(missing(manifest, split) for split in ("train", "val", "test"))
+
+
+def test_still_captions_never_mention_motion(tmp_path):
+    for name in ("motion", "still"):
+        write_world(tmp_path / name, 3, size=32, captions=name)
+    still = read_manifest(tmp_path / "still" / "videos.jsonl")
+    moving = read_manifest(tmp_path / "motion" / "videos.jsonl")
+    for one, other in zip(still.videos, moving.videos, strict=True):
+        assert still.path_of(one).read_bytes() == moving.path_of(other).read_bytes()
+        thing = other.captions[0].partition(" moves ")[0]
+        assert one.captions == (thing, f"there is {thing}")
+    drawn = scenes(200)
+    words = {word for i in range(200) for said in drawn.still_captions(i) for word in said.split()}
+    assert words == {"a", "there", "is", *COLOURS, *SHAPES}
+    with pytest.raises(ValueError, match="captions must be 'motion' or 'still', got 'none'"):
+        write_world(tmp_path, 1, captions="none")
+
+
 def test_the_same_seed_writes_the_same_bytes(tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         write_world(tmp_path / name, 3, seed=seed, size=32)
     files = [sorted(p for p in (tmp_path / n).rglob("*") if p.is_file()) for n in "abc"]
+    assert {p.name for p in files[0]} >= {"annotations.json", "videos.jsonl", "video2.mp4"}
     contents = [[p.read_bytes() for p in each] for each in files]
     assert contents[0] == contents[1]
     assert contents[0] != contents[2]
@@ -143,6 +174,7 @@ def test_a_world_that_ends_early_names_no_video_and_is_replaced(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write_world(tmp_path, 3, seed=1, size=32, progress=stop)
     assert json.loads((tmp_path / "annotations.json").read_text())["videos"] == []
+    assert not (tmp_path / "videos.jsonl").exists()
     path = write_world(tmp_path, 2, size=32)
     assert len(json.loads(path.read_text())["videos"]) == 2
     assert sorted(p.name for p in (tmp_path / "videos").iterdir()) == ["video0.mp4", "video1.mp4"]
@@ -154,6 +186,12 @@ def test_videos_of_others_are_left_alone(tmp_path):
     with pytest.raises(ValueError, match="holds other files; choose another folder"):
         write_world(tmp_path, 1, size=32)
     assert (tmp_path / "videos" / "video0.mp4").read_bytes() == b"mine"
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "videos.jsonl").write_text("mine")
+    with pytest.raises(ValueError, match=r"videos\.jsonl is there already; choose another folder"):
+        write_world(other, 1, size=32)
+    assert (other / "videos.jsonl").read_text() == "mine"
 
 
 def test_frames_of_the_wrong_shape_are_refused(tmp_path):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.models.blip.modeling_blip_text import BlipTextLayer, BlipTextSelfAttention
@@ -120,4 +119,4 @@ def share_video_keys(text_model: nn.Module) -> None:
         raise ValueError(f"{type(text_model).__name__} has no cross-attention: set is_decoder")
     for layer in layers:
         if isinstance(layer.crossattention.self, BlipTextSelfAttention):
-            layer.crossattention.self = CrossAttention(layer.crossattention.self)
+            layer.crossattention.add_module("self", CrossAttention(layer.crossattention.self))

@@ -7,12 +7,13 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import transformers
 from torch import Tensor, nn
 from transformers import BlipVisionConfig, BlipVisionModel
+from transformers.models.blip.modeling_blip import BlipEncoderLayer
 
 from tokenmix_ops.convert import mix_tokens
 from tokenmix_ops.mixing import Mixing
@@ -80,8 +81,9 @@ class VideoEncoder(nn.Module):
             )
         mix_tokens(tower, num_frames, "spatial", layers="all")
         self.vision_model = tower
-        for index, layer in enumerate(tower.encoder.layers):
-            self.layers[index] = VideoLayer(layer)
+        tower.encoder.layers = nn.ModuleList(
+            VideoLayer(cast(BlipEncoderLayer, layer)) for layer in tower.encoder.layers
+        )
         if not isinstance(mixing_layers, str | int):
             mixing_layers = tuple(mixing_layers)
         if mixing_layers != ():
@@ -92,9 +94,9 @@ class VideoEncoder(nn.Module):
         return self.vision_model.config
 
     @property
-    def layers(self) -> nn.ModuleList:
-        """The encoder layers, each a `VideoLayer`."""
-        return self.vision_model.encoder.layers
+    def layers(self) -> list[VideoLayer]:
+        """The encoder layers, from the lowest."""
+        return list(self.vision_model.encoder.layers)  # type: ignore[arg-type]
 
     @property
     def num_frames(self) -> int:
@@ -107,6 +109,10 @@ class VideoEncoder(nn.Module):
     def set_num_frames(self, num_frames: int) -> VideoEncoder:
         """Sets the frames of a video; returns the encoder."""
         set_num_frames(self, num_frames)
+        # What tuning methods insert may know the frames too.
+        for module in self.vision_model.encoder.modules():
+            if "num_frames" in vars(module):
+                setattr(module, "num_frames", num_frames)  # noqa: B010
         return self
 
     def forward(self, pixels: Tensor, queries: Queries = "all") -> VideoEncoding:

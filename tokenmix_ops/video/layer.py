@@ -1,4 +1,4 @@
-"""A layer of BLIP's ViT over videos: whoever needs [CLS] alone gets it alone, and adapters fit in."""
+"""A layer of BLIP's ViT over videos, which may compute [CLS] alone and has room for adapters."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ class VideoLayer(BlipEncoderLayer):
 
     def __init__(self, original: BlipEncoderLayer) -> None:
         nn.Module.__init__(self)
-        self.layer_norm1, self.self_attn = original.layer_norm1, original.self_attn
+        self.layer_norm1 = original.layer_norm1
+        self.self_attn: Any = original.self_attn
         self.layer_norm2, self.mlp = original.layer_norm2, original.mlp
         self.before_attention: nn.Module | None = None
         self.before_ffn: nn.Module | None = None

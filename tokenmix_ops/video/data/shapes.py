@@ -15,10 +15,13 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import av
 import torch
 from torch import Tensor
+
+from tokenmix_ops.video.data.manifest import Video, write_manifest
 
 MOTIONS = ("left", "right", "up", "down")
 SHAPES = ("circle", "square", "diamond", "triangle")
@@ -58,7 +61,7 @@ class Scenes:
     def captions(self, index: int) -> list[str]:
         """What a viewer would say of clip ``index``, in two ways."""
         motion = MOTIONS[int(self.motion[index])]
-        thing = f"{list(COLOURS)[int(self.colour[index])]} {SHAPES[int(self.shape[index])]}"
+        thing = self._thing(index)
         ways = {
             "left": "from right to left",
             "right": "from left to right",
@@ -66,6 +69,14 @@ class Scenes:
             "down": "from top to bottom",
         }
         return [f"a {thing} moves {motion}", f"the {thing} goes {ways[motion]}"]
+
+    def still_captions(self, index: int) -> list[str]:
+        """What a viewer of any single frame of clip ``index`` would say, in two ways."""
+        thing = self._thing(index)
+        return [f"a {thing}", f"there is a {thing}"]
+
+    def _thing(self, index: int) -> str:
+        return f"{list(COLOURS)[int(self.colour[index])]} {SHAPES[int(self.shape[index])]}"
 
 
 def sample_scenes(count: int, num_frames: int, generator: torch.Generator) -> Scenes:
@@ -155,15 +166,18 @@ def write_world(
     num_frames: int = 8,
     size: int = 112,
     fps: int = 4,
+    captions: Literal["motion", "still"] = "motion",
     progress: Callable[[int], object] | None = None,
 ) -> Path:
-    """Writes clips as ``videos/video<i>.mp4`` and their captions in MSR-VTT's annotation format.
+    """Writes clips as ``videos/video<i>.mp4``, and their captions in two forms.
 
-    The same seed gives the same files. Eight of ten videos are for training, one each for
-    validation and test. An earlier world in the folder is replaced; until all is written
-    ``annotations.json`` names no video. ``progress`` is called with the number of clips done.
-    Returns the path of ``annotations.json``. Raises ValueError on sizes that cannot be or a folder
-    that holds other videos, OSError if it cannot write.
+    These are a manifest, ``videos.jsonl``, and MSR-VTT's annotation format, ``annotations.json``.
+    ``captions`` "still" never mention motion: they stand in for image-language pre-training. The
+    same seed gives the same files. Eight of ten videos are for training, one each for validation
+    and test. An earlier world in the folder is replaced; until all is written
+    ``annotations.json`` names no video and there is no ``videos.jsonl``. ``progress`` is called
+    with the number of clips done. Returns the path of ``annotations.json``. Raises ValueError on
+    sizes that cannot be or a folder that holds other videos, OSError if it cannot write.
     """
     for name, value, least in (
         ("num_videos", num_videos, 1),
@@ -175,14 +189,21 @@ def write_world(
             raise ValueError(f"{name} must be at least {least}, got {value}")
     if size % 2:
         raise ValueError(f"size must be even, got {size}")
+    if captions not in ("motion", "still"):
+        raise ValueError(f"captions must be 'motion' or 'still', got {captions!r}")
     videos_folder = Path(folder) / "videos"
     videos_folder.mkdir(parents=True, exist_ok=True)
     path = Path(folder) / "annotations.json"
     info = {"description": DESCRIPTION, "seed": seed, "size": size, "num_frames": num_frames}
+    manifest = Path(folder) / "videos.jsonl"
     old = list(videos_folder.iterdir())
-    if old and not _is_world(path):
-        raise ValueError(f"{videos_folder} holds other files; choose another folder")
+    if not _is_world(path):
+        if old:
+            raise ValueError(f"{videos_folder} holds other files; choose another folder")
+        if manifest.exists():
+            raise ValueError(f"{manifest} is there already; choose another folder")
     # Should this end early, what an earlier world left must not pass for this one's.
+    manifest.unlink(missing_ok=True)
     _write_annotations(path, info, [], [])
     for file in old:
         file.unlink()
@@ -190,6 +211,7 @@ def write_world(
     scenes = sample_scenes(num_videos, num_frames, generator)
     videos: list[dict[str, object]] = []
     sentences: list[dict[str, object]] = []
+    lines: list[Video] = []
     for index in range(num_videos):
         one = Scenes(**{name: value[index : index + 1] for name, value in vars(scenes).items()})
         file = videos_folder / f"video{index}.mp4"
@@ -206,12 +228,22 @@ def write_world(
                 "category": int(one.motion),
             }
         )
-        for caption in one.captions(0):
+        said = one.captions(0) if captions == "motion" else one.still_captions(0)
+        lines.append(
+            Video(
+                video=f"videos/{file.name}",
+                video_id=f"video{index}",
+                captions=tuple(said),
+                split="val" if split == "validate" else split,
+            )
+        )
+        for caption in said:
             sentences.append(
                 {"sen_id": len(sentences), "video_id": f"video{index}", "caption": caption}
             )
         if progress is not None:
             progress(index + 1)
+    write_manifest(manifest, lines)
     _write_annotations(path, info, videos, sentences)
     return path
 

@@ -48,7 +48,7 @@ class Tuning:
     ffn: bool | None = None
     """Update the method's part at the FFN of its layers (Table 4)."""
     bottleneck: int | None = None
-    """Width inside an adapter; None: an eighth of the model's (adapter), half of it (st_adapter)."""
+    """Width inside an adapter; None: an eighth of the model's, of an ST-Adapter half of it."""
     rank: int = 8
     """Rank of a LoRA update."""
     num_blocks: int = 4
@@ -59,6 +59,9 @@ class Tuning:
 
 class VideoModel(Protocol):
     """A task's model as tuning sees it: a video encoder, text modules, and heads."""
+
+    tuning: Tuning | None
+    """What `apply` applied."""
 
     @property
     def encoder(self) -> VideoEncoder: ...
@@ -87,7 +90,7 @@ class Switches(NamedTuple):
 class TuningMethod(ABC):
     """One way of tuning; each subclass is a file of this folder."""
 
-    name: ClassVar[MethodName]
+    name: ClassVar[str]
     switches: ClassVar[Switches] = Switches()
     last_layer_only: ClassVar[bool] = False
     source: ClassVar[str]
@@ -95,6 +98,7 @@ class TuningMethod(ABC):
 
     def insert(self, encoder: VideoEncoder, tuning: Tuning, layers: tuple[int, ...]) -> None:
         """Puts new modules into the encoder, or changes its attention; nothing by default."""
+        return None
 
     @abstractmethod
     def updated(

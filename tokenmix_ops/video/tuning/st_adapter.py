@@ -20,8 +20,8 @@ from tokenmix_ops.video.tuning.method import (
 class STAdapter(nn.Module):
     """dim → bottleneck, Conv3d 3×3×3 over frames and patches, → dim, added; at first the identity.
 
-    The convolution is dense, as the paper counts it (54.8 M over 12 layers). [CLS] passes through
-    the two projections alone.
+    The convolution is dense, as the paper counts it (54.8 M over 12 layers). [CLS] passes as it
+    is.
     """
 
     def __init__(self, dim: int, bottleneck: int, num_frames: int) -> None:
@@ -35,12 +35,12 @@ class STAdapter(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """[batch * num_frames, 1 + side * side, dim] in and out."""
-        inner = self.down(hidden_states)
-        side = round((inner.shape[1] - 1) ** 0.5)
-        video = inner[:, 1:].unflatten(1, (side, side)).unflatten(0, (-1, self.num_frames))
+        patches = hidden_states[:, 1:]
+        side = round(patches.shape[1] ** 0.5)
+        video = self.down(patches).unflatten(1, (side, side)).unflatten(0, (-1, self.num_frames))
         video = self.convolution(video.movedim(-1, 1)).movedim(1, -1)
-        inner = torch.cat([inner[:, :1], video.flatten(0, 1).flatten(1, 2)], dim=1)
-        return hidden_states + self.up(inner)
+        adapted = patches + self.up(video.flatten(0, 1).flatten(1, 2))
+        return torch.cat([hidden_states[:, :1], adapted], dim=1)
 
 
 class STAdapterTuning(TuningMethod):

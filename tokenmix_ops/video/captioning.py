@@ -1,0 +1,140 @@
+"""Video captioning: BLIP's text decoder over the tokens of all frames of a video."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import BlipForConditionalGeneration
+
+from tokenmix_ops.mixing import Mixing
+from tokenmix_ops.video.cross_attention import VideoMemory, share_video_keys
+from tokenmix_ops.video.encoder import Layers, VideoEncoder
+from tokenmix_ops.video.tuning import Tuning
+
+IGNORED = -100
+
+
+class VideoCaptioner(nn.Module):
+    """Captions videos: the modules of a BLIP captioner, its tower over the frames of a video.
+
+    Source: Token Mixing (AAAI 2023), "Video captioning": the tokens of all frames, flattened, are
+    what the decoder's cross-attention reads.
+
+    Args:
+        model: transformers' BLIP captioner, converted in place.
+        num_frames: frames of a video.
+        mixing, mixing_layers: as `VideoEncoder` takes them; by default no layer mixes, and
+            `tuning.apply` makes it so.
+    """
+
+    blip_class = BlipForConditionalGeneration
+
+    def __init__(
+        self,
+        model: BlipForConditionalGeneration,
+        *,
+        num_frames: int = 8,
+        mixing: Mixing | str = "released",
+        mixing_layers: Layers = (),
+    ) -> None:
+        super().__init__()
+        self.encoder = VideoEncoder(
+            model.vision_model, num_frames=num_frames, mixing=mixing, mixing_layers=mixing_layers
+        )
+        self.text_decoder: Any = model.text_decoder
+        share_video_keys(self.text_decoder)
+        self.blip_config: Any = model.config
+        self.tuning: Tuning | None = None
+
+    def heads(self) -> list[nn.Parameter]:
+        """The language head (LH): its transform and the vocabulary's biases.
+
+        The vocabulary's matrix is the word embedding's, and belongs to the frozen decoder.
+        """
+        predictions = self.text_decoder.cls.predictions
+        return [*predictions.transform.parameters(), predictions.bias]
+
+    def encode(self, pixels: Tensor) -> VideoMemory:
+        """What the decoder reads of videos [batch, num_frames, 3, height, width], normalised."""
+        return VideoMemory(self.encoder(pixels).tokens.flatten(1, 2))
+
+    def forward(self, pixels: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Mean language-model loss of the captions, one for each video.
+
+        ``pixels`` [batch, num_frames, 3, height, width]; ``input_ids`` int64 [batch, length],
+        [DEC] first; ``attention_mask`` [batch, length], 0 for padding, which counts for nothing.
+        Labels are smoothed as the configuration of the decoder says (BLIP: 0.1).
+        """
+        if input_ids.shape != attention_mask.shape or input_ids.shape[0] != pixels.shape[0]:
+            raise ValueError(
+                "input_ids and attention_mask must be [batch, length] for pixels [batch, ...], "
+                f"got {list(input_ids.shape)}, {list(attention_mask.shape)}, {list(pixels.shape)}"
+            )
+        logits = self.text_decoder(
+            input_ids,
+            attention_mask=attention_mask,
+            encoder_hidden_states=self.encode(pixels),
+            use_cache=False,
+        ).logits[:, :-1]
+        targets = input_ids[:, 1:].masked_fill(attention_mask[:, 1:] == 0, IGNORED)
+        return cross_entropy(
+            logits.flatten(0, 1).float(),
+            targets.flatten(),
+            ignore_index=IGNORED,
+            label_smoothing=self.text_decoder.label_smoothing,
+        )
+
+    @torch.no_grad()
+    def generate(
+        self,
+        videos: Tensor | VideoMemory,
+        *,
+        num_beams: int = 3,
+        min_length: int = 5,
+        max_length: int = 32,
+        top_p: float | None = None,
+        num_captions: int = 1,
+        **other: Any,
+    ) -> Tensor:
+        """Token ids [batch * num_captions, length] of captions, [DEC] first, padded.
+
+        Beam search, or nucleus sampling if ``top_p`` is given. A video's keys and values are
+        computed once for each layer, whatever the beams, captions and steps.
+
+        Args:
+            videos: normalised pixels [batch, num_frames, 3, height, width], or what `encode` made.
+            num_beams: width of the beam search; BLIP's 3 for MSVD, 5 else.
+            min_length, max_length: tokens, [DEC] and [SEP] included.
+            top_p: sample from the smallest set of tokens that has this probability.
+            num_captions: captions a video; with beams at most as many.
+            other: what transformers' ``generate`` takes besides, as ``repetition_penalty``.
+        """
+        memory = videos if isinstance(videos, VideoMemory) else self.encode(videos)
+        text = self.blip_config.text_config
+        start = torch.full(
+            (memory.num_videos, 1),
+            text.bos_token_id,
+            dtype=torch.int64,
+            device=memory.tokens.device,
+        )
+        strategy = (
+            dict(num_beams=num_beams)
+            if top_p is None
+            else dict(do_sample=True, top_p=top_p, top_k=0, num_beams=1)
+        )
+        generated: Tensor = self.text_decoder.generate(
+            start,
+            attention_mask=torch.ones_like(start),
+            encoder_hidden_states=memory,
+            min_length=min_length,
+            max_length=max_length,
+            num_return_sequences=num_captions,
+            eos_token_id=text.sep_token_id,
+            pad_token_id=text.pad_token_id,
+            **strategy,
+            **other,
+        )
+        return generated

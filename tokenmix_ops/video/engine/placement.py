@@ -1,0 +1,111 @@
+"""Where a model computes: on one device, copied to many, or divided among them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, distributed, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from tokenmix_ops.video.engine.settings import Training
+
+
+def start_accelerator(settings: Training, **options: Any) -> Accelerator:
+    """The accelerator for a precision. Raises ValueError for fp16 on a CPU."""
+    # A second training in the same process may want another precision than the first.
+    AcceleratorState._reset_state()
+    # Without a GPU, accelerate forms a group of processes only when told to compute on CPUs.
+    accelerator = Accelerator(
+        mixed_precision=settings.precision,
+        cpu=not torch.accelerator.is_available(),
+        **options,
+    )
+    if settings.precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("precision fp16 needs a GPU: choose bf16, or no mixed precision")
+    return accelerator
+
+
+def place(model: nn.Module, accelerator: Accelerator, fsdp: bool) -> nn.Module:
+    """The module to call in training; its parameters are the model's, and now on the device.
+
+    Raises ValueError for ``fsdp`` with one process.
+    """
+    model.to(accelerator.device)
+    if accelerator.num_processes == 1:
+        if fsdp:
+            raise ValueError("fsdp divides a model among processes, and there is one: start more")
+        return model
+    if fsdp:
+        return shard(model)
+    # Which parameters get a gradient may differ from update to update (adapters, matching heads),
+    # and static_graph forbids that. Buffers that differ between processes are the task's to share.
+    return DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=True)
+
+
+def shard(model: nn.Module) -> nn.Module:
+    """Divides parameters in place: those of each layer together, and the rest together.
+
+    A layer is an entry of an outermost ``ModuleList``. Weights stay in float32, as with copies on
+    every process: autocast does the mixed precision. Frozen parameters that two modules share
+    stay whole, because a parameter can belong to one layer only.
+    """
+    for value in (*model.parameters(), *model.buffers()):
+        distributed.broadcast(value.detach(), src=0)
+    uses = Counter(id(value) for _, value in model.named_parameters(remove_duplicate=False))
+    shared = {p for p in model.parameters() if uses[id(p)] > 1 and not p.requires_grad}
+    for layer in _layers(model):
+        fully_shard(layer, ignored_params=shared)
+    fully_shard(model, ignored_params=shared)
+    return model
+
+
+def _layers(model: nn.Module) -> Iterator[nn.Module]:
+    for child in model.children():
+        if isinstance(child, nn.ModuleList):
+            yield from child
+        else:
+            yield from _layers(child)
+
+
+@contextmanager
+def whole(model: nn.Module) -> Iterator[None]:
+    """Within it, the parameters of a divided model are whole, and any submodule may be called."""
+    if not isinstance(model, FSDPModule):
+        yield
+        return
+    # A submodule that is called before the model itself would take itself for the outermost.
+    model._get_fsdp_state()._lazy_init()
+    parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.reshard()
+            part.set_reshard_after_forward(part is not model, recurse=False)
+
+
+def gathered(value: Tensor) -> Tensor:
+    """A whole tensor, from its parts on all processes if it is divided."""
+    value = value.detach()
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+@torch.no_grad()
+def fill(target: Tensor, value: Tensor) -> None:
+    """Copies a whole tensor into one that may be divided."""
+    value = value.to(target.device)
+    if isinstance(target, DTensor):
+        target.copy_(distribute_tensor(value, target.device_mesh, target.placements))
+    else:
+        target.copy_(value)

@@ -1,0 +1,145 @@
+"""Models and tokenizers as experiments and checkpoints name them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from tokenmix_ops.video.captioning import VideoCaptioner
+from tokenmix_ops.video.checkpoints import Description, TaskModel, describe, load_updated
+from tokenmix_ops.video.experiments.settings import Captioning, Retrieval
+from tokenmix_ops.video.retrieval import VideoRetriever
+from tokenmix_ops.video.text import CaptionTokenizer
+from tokenmix_ops.video.tuning import Tuning, apply
+from tokenmix_ops.video.weights import load_blip, tiny_blip
+
+TINY_SIZE, TINY_PATCH = 56, 8
+"""Frames and patches of ``--tiny``: a 7 × 7 grid, whose width no number of frames divides."""
+
+TINY_FOLDER = "model"
+"""Where an experiment with ``--tiny`` keeps the model that it starts from, in its own folder."""
+
+BERT = "google-bert/bert-base-uncased"
+
+
+class Loaded(NamedTuple):
+    """A model with its tokenizer, and the model's name as a checkpoint keeps it."""
+
+    model: TaskModel
+    tokenizer: CaptionTokenizer
+    name: str
+
+
+def load_image_model(
+    task: str, name: str, *, num_frames: int, image_size: int, drop_path: float = 0.0
+) -> Loaded:
+    """A BLIP model over videos, not yet tuned. Raises ValueError as `load_blip` does."""
+    blip = load_blip(name, task, image_size=image_size)  # type: ignore[arg-type]
+    original = Path(name).is_file()
+    tokenizer = CaptionTokenizer.from_pretrained(BERT if original else name)
+    return Loaded(_over_videos(task, blip, tokenizer, num_frames, drop_path), tokenizer, name)
+
+
+def start(
+    experiment: Captioning | Retrieval, captions: Sequence[str], folder: Path
+) -> Loaded:
+    """The model that an experiment starts from, tuning applied; initialised by the seed alone.
+
+    With ``tiny`` a small random one, its vocabulary that of ``captions``, kept in the folder.
+    """
+    task = "captioning" if isinstance(experiment, Captioning) else "retrieval"
+    name = experiment.model
+    torch.manual_seed(experiment.training.seed)
+    if experiment.tiny:
+        home = folder / TINY_FOLDER
+        if not home.exists():
+            tokenizer = CaptionTokenizer.from_captions(captions)
+            blip = tiny_blip(
+                task,  # type: ignore[arg-type]
+                tokenizer.vocab_size,
+                image_size=experiment.videos.image_size,
+                patch_size=TINY_PATCH,
+            )
+            unfinished = folder / f"{TINY_FOLDER}.part"
+            blip.save_pretrained(unfinished)
+            tokenizer.save(unfinished)
+            unfinished.replace(home)
+        name = str(home)
+    loaded = load_image_model(
+        task,
+        name,
+        num_frames=experiment.videos.num_frames,
+        image_size=experiment.videos.image_size,
+        drop_path=experiment.drop_path,
+    )
+    apply(loaded.model, experiment.tuning)
+    return loaded._replace(name=f"./{TINY_FOLDER}" if experiment.tiny else experiment.model)
+
+
+def load_checkpoint(
+    path: str | os.PathLike[str], model: str | None = None
+) -> tuple[Loaded, Description]:
+    """A tuned model: a checkpoint on the model that it names, or on ``model``.
+
+    Raises ValueError if they do not fit, or the model is not found.
+    """
+    description = describe(path)
+    name = model or description.model
+    if model is None and name.startswith("./"):
+        name = str(Path(path).parent / name)
+    loaded = load_image_model(
+        description.task,
+        name,
+        num_frames=description.num_frames,
+        image_size=description.image_size,
+    )
+    load_updated(loaded.model, path)
+    loaded.model.eval()
+    return loaded._replace(name=description.model), description
+
+
+def load_exported(name: str, task: str, *, num_frames: int | None = None) -> Loaded:
+    """A whole model, zero-shot or as `export` wrote it, which notes what mixes.
+
+    ``num_frames``: None for those it was tuned with, or 8.
+    """
+    size = _config_of(name, task)
+    blip = load_blip(name, task)  # type: ignore[arg-type]
+    noted = getattr(blip.config, "tokenmix", None) or {}
+    frames = num_frames or noted.get("num_frames", 8)
+    loaded = load_image_model(task, name, num_frames=frames, image_size=size)
+    mixes = bool(noted.get("layers"))
+    apply(
+        loaded.model,
+        Tuning(
+            "token_mixing" if mixes else "frozen",
+            layers=tuple(noted["layers"]) if mixes else None,
+            mixing=noted.get("mixing", "released"),
+        ),
+    )
+    loaded.model.eval()
+    return loaded
+
+
+def _over_videos(
+    task: str, blip: object, tokenizer: CaptionTokenizer, num_frames: int, drop_path: float
+) -> TaskModel:
+    model: TaskModel
+    if task == "captioning":
+        model = VideoCaptioner(blip, num_frames=num_frames)  # type: ignore[arg-type]
+    else:
+        model = VideoRetriever(
+            blip,  # type: ignore[arg-type]
+            num_frames=num_frames,
+            mixing_layers=(),
+            enc_token_id=tokenizer.enc,
+        )
+    depth = len(model.encoder.layers)
+    for index, layer in enumerate(model.encoder.layers):
+        # It grows from the lowest layer to the highest, as BLIP trains.
+        layer.drop_path = drop_path * index / max(1, depth - 1)
+    return model

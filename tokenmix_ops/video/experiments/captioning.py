@@ -1,0 +1,154 @@
+"""Video captioning as a task: training, evaluation and prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+
+from tokenmix_ops.video.captioning import VideoCaptioner
+from tokenmix_ops.video.checkpoints import save_updated
+from tokenmix_ops.video.data.dataset import Clips, collate
+from tokenmix_ops.video.data.manifest import Manifest
+from tokenmix_ops.video.engine.progress import Progress
+from tokenmix_ops.video.experiments.building import Loaded
+from tokenmix_ops.video.experiments.files import plain
+from tokenmix_ops.video.experiments.settings import Captioning, Decoding
+from tokenmix_ops.video.metrics.captions import caption_scores
+from tokenmix_ops.video.text import CaptionTokenizer, clean_caption
+
+
+class CaptionBatch:
+    """Collates clips and tokenises their captions, [DEC] first."""
+
+    def __init__(self, tokenizer: CaptionTokenizer, max_tokens: int) -> None:
+        self.tokenizer, self.max_tokens = tokenizer, max_tokens
+
+    def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+        """``pixels``, ``videos``, ``input_ids`` and ``attention_mask`` [batch, length]."""
+        batch = collate(items)
+        captions = [clean_caption(caption) for caption in batch.pop("captions")]
+        ids, mask = self.tokenizer.encode(captions, self.max_tokens, first="[DEC]")
+        return {**batch, "input_ids": ids, "attention_mask": mask}
+
+
+class CaptioningTraining(nn.Module):
+    """A captioner as the engine calls it."""
+
+    def __init__(self, captioner: VideoCaptioner) -> None:
+        super().__init__()
+        self.captioner = captioner
+
+    def forward(self, batch: Mapping[str, Tensor], epoch: float) -> dict[str, Tensor]:
+        """The mean loss over the captions' tokens, whatever the ``epoch``."""
+        loss = self.captioner(batch["pixels"], batch["input_ids"], batch["attention_mask"])
+        return {"loss": loss}
+
+
+class CaptioningTask:
+    """What the engine trains: a captioner, chosen by CIDEr + BLEU-4."""
+
+    name = "captioning"
+
+    def __init__(self, loaded: Loaded, experiment: Captioning, manifest: Manifest) -> None:
+        assert isinstance(loaded.model, VideoCaptioner)
+        self.captioner, self.loaded = loaded.model, loaded
+        self.experiment, self.manifest = experiment, manifest
+        self.model = CaptioningTraining(loaded.model)
+
+    def kept(self) -> Iterable[str]:
+        return ()
+
+    def weight(self, batch: Mapping[str, Tensor]) -> float:
+        """Tokens that the decoder has to predict."""
+        return float(batch["attention_mask"][:, 1:].sum())
+
+    def after_update(self) -> None:
+        return None
+
+    def evaluate(
+        self, accelerator: Accelerator, split: str, progress: Progress
+    ) -> dict[str, float]:
+        """BLEU, ROUGE-L and CIDEr of a split; the score is CIDEr + BLEU-4."""
+        videos = self.manifest.of_split(split)
+        references = {v.video_id: [clean_caption(c) for c in v.captions] for v in videos}
+        predicted = caption_split(
+            self.loaded, self.manifest, split, self.experiment, accelerator, progress
+        )
+        figures = caption_scores(predicted, references)
+        return {**figures, "score": figures["CIDEr"] + figures["BLEU-4"]}
+
+    def save_updated(
+        self, path: Path, figures: Mapping[str, Any], tensors: dict[str, Tensor] | None = None
+    ) -> None:
+        save_updated(
+            path,
+            self.captioner,
+            base=self.loaded.name,
+            settings=plain(self.experiment),
+            figures=figures,
+        )
+
+
+def caption_split(
+    loaded: Loaded,
+    manifest: Manifest,
+    split: str,
+    experiment: Captioning,
+    accelerator: Accelerator,
+    progress: Progress | None = None,
+) -> dict[str, str]:
+    """Captions of a split's videos by id, shared out among the processes; all get all of them."""
+    model = loaded.model
+    assert isinstance(model, VideoCaptioner)
+    clips = Clips(
+        manifest, split, num_frames=model.encoder.num_frames, size=model.encoder.config.image_size
+    )
+    own = range(accelerator.process_index, len(clips), accelerator.num_processes)
+    loader: Iterable[dict[str, Any]] = DataLoader(
+        Subset(clips, own),
+        batch_size=experiment.training.batch_size,
+        num_workers=experiment.training.workers,
+        collate_fn=collate,
+        generator=torch.Generator(),
+    )
+    if progress is not None:
+        loader = progress.track(loader, f"captions of {split}")
+    training = model.training
+    model.eval()
+    captions: list[tuple[str, str]] = []
+    try:
+        with accelerator.autocast():
+            for batch in loader:
+                pixels = batch["pixels"].to(accelerator.device)
+                texts = write_captions(model, loaded.tokenizer, pixels, experiment.decoding)
+                ids = [clips.videos[row].video_id for row in batch["videos"].tolist()]
+                captions += zip(ids, texts, strict=True)
+    finally:
+        model.train(training)
+    return dict(gather_object(captions))
+
+
+def write_captions(
+    captioner: VideoCaptioner,
+    tokenizer: CaptionTokenizer,
+    pixels: Tensor,
+    decoding: Decoding,
+    num_captions: int = 1,
+) -> list[str]:
+    """Captions of videos [batch, num_frames, 3, height, width], ``num_captions`` of each."""
+    ids = captioner.generate(
+        pixels,
+        num_beams=max(decoding.num_beams, num_captions if decoding.top_p is None else 1),
+        min_length=decoding.min_length,
+        max_length=decoding.max_length,
+        top_p=decoding.top_p,
+        num_captions=num_captions,
+    )
+    return tokenizer.decode(ids)

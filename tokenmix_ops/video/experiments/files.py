@@ -1,0 +1,112 @@
+"""Experiments as YAML files: each holds what differs from the default, and prints whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from tokenmix_ops.video.experiments.settings import EXPERIMENTS, Captioning, Retrieval
+
+T = TypeVar("T")
+
+
+def read_experiment(path: str | os.PathLike[str], task: str | None = None) -> Any:
+    """The `Captioning` or `Retrieval` of a file: its ``task``, and what differs from the default.
+
+    Raises ValueError that names the file and the setting if it is of another ``task``, or names
+    or values are not known; OSError if it cannot be read.
+    """
+    path = Path(path)
+    try:
+        delta = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(delta, dict) or delta.get("task") not in EXPERIMENTS:
+        raise ValueError(f"{path} must hold a line task: captioning or task: retrieval")
+    own = delta.pop("task")
+    if task is not None and own != task:
+        raise ValueError(f"{path} is of task {own}, wanted {task}")
+    try:
+        return overridden(EXPERIMENTS[own](), delta)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def overridden(default: T, delta: dict[str, Any], where: str = "") -> T:
+    """A dataclass with the values of a nested mapping in place of its own.
+
+    Raises ValueError for an unknown name or a value of another type.
+    """
+    hints = typing.get_type_hints(type(default))
+    changes = {}
+    for name, value in delta.items():
+        full = f"{where}{name}"
+        if name not in hints:
+            raise ValueError(f"{full} is not a setting; there are {', '.join(hints)}")
+        present = getattr(default, name)
+        if dataclasses.is_dataclass(present):
+            if not isinstance(value, dict):
+                raise ValueError(f"{full} must hold settings, got {value!r}")
+            changes[name] = overridden(present, value, f"{full}.")
+        else:
+            changes[name] = _converted(value, hints[name], full)
+    return dataclasses.replace(default, **changes)  # type: ignore[type-var]
+
+
+def plain(experiment: Captioning | Retrieval) -> dict[str, Any]:
+    """An experiment as nested mappings, lists and numbers, for JSON and YAML."""
+    task = next(name for name, kind in EXPERIMENTS.items() if isinstance(experiment, kind))
+    return {"task": task, **_plain(dataclasses.asdict(experiment))}
+
+
+def as_yaml(experiment: Captioning | Retrieval) -> str:
+    """An experiment with all of its settings, as a file that `read_experiment` reads."""
+    text: str = yaml.safe_dump(plain(experiment), sort_keys=False, default_flow_style=None)
+    return text
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(part) for part in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _converted(value: Any, hint: Any, name: str) -> Any:
+    """``value`` as its field wants it: paths and tuples from strings and lists, floats from ints."""
+    options = typing.get_args(hint) if _is_union(hint) else (hint,)
+    for option in options:
+        if option is type(None) and value is None:
+            return None
+        if typing.get_origin(option) is Literal and value in typing.get_args(option):
+            return value
+        if typing.get_origin(option) is tuple and isinstance(value, list | tuple):
+            return tuple(value)
+        if option is Path and isinstance(value, str):
+            return Path(value)
+        if option is float and type(value) in (int, float):
+            return float(value)
+        if isinstance(option, type) and type(value) is option:
+            return value
+    raise ValueError(f"{name} must be {_shown(options)}, got {value!r}")
+
+
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)
+
+
+def _shown(options: tuple[Any, ...]) -> str:
+    names = []
+    for option in options:
+        if typing.get_origin(option) is Literal:
+            names += [repr(value) for value in typing.get_args(option)]
+        else:
+            names.append(getattr(option, "__name__", str(option)).replace("NoneType", "null"))
+    return " or ".join(names)

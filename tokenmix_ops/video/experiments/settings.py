@@ -1,0 +1,106 @@
+"""An experiment: everything that decides what a training run gives, as dataclasses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import OmitArgPrefixes
+
+from tokenmix_ops.video.engine.settings import Training
+from tokenmix_ops.video.tuning.method import Tuning
+
+Split = Literal["train", "val", "test"]
+
+
+@dataclass(frozen=True)
+class Videos:
+    """Which videos, and how they are read."""
+
+    data: Path | None = None
+    """JSON lines, one video a line: video, video_id, captions, split, and start, end in seconds."""
+    root: Path | None = None
+    """Folder that the paths in the data start from; by default the one of the data."""
+    num_frames: int = 8
+    """Frames of a video that the model sees."""
+    image_size: int = 224
+    """Side of a frame in pixels; the model's position embeddings are resized to it."""
+    select_on: Literal["val", "test", "none"] = "val"
+    """Split by which the best epoch is chosen. The authors chose on the test split; "none" keeps
+    the last epoch."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How captions are written."""
+
+    num_beams: int = 3
+    """Beams of the search; 3 for MSVD, 5 for MSR-VTT and VATEX."""
+    min_length: int = 5
+    """Fewest tokens of a caption."""
+    max_length: int = 32
+    """Most tokens of a caption."""
+    top_p: float | None = None
+    """Draw from the likeliest tokens of this total probability, instead of searching."""
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """The contrastive loss of retrieval (ITC)."""
+
+    queue_size: int = 57_600
+    """Earlier pairs that a batch is contrasted with."""
+    momentum: float = 0.995
+    """Of the momentum encoders."""
+    alpha: float = 0.4
+    """Share of soft targets, reached over the first epoch."""
+    temperature: float = 0.07
+    """First temperature of the similarities; it is learnt."""
+
+
+@dataclass(frozen=True)
+class Captioning:
+    """Video captioning with BLIP."""
+
+    videos: OmitArgPrefixes[Videos] = field(default_factory=Videos)
+    model: str = "Salesforce/blip-image-captioning-base"
+    """Model to start from: a hub name, a model directory, or an original BLIP .pth file."""
+    tiny: bool = False
+    """A random small model in place of it, to try things out."""
+    drop_path: float = 0.0
+    """Stochastic depth of the image tower while training; BLIP trains ViT-L with 0.1."""
+    max_tokens: int = 40
+    """Longest caption to train on, in tokens."""
+    tuning: OmitArgPrefixes[Tuning] = field(default_factory=Tuning)
+    training: OmitArgPrefixes[Training] = field(default_factory=Training)
+    decoding: OmitArgPrefixes[Decoding] = field(default_factory=Decoding)
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Text-video retrieval with BLIP."""
+
+    videos: OmitArgPrefixes[Videos] = field(default_factory=Videos)
+    model: str = "Salesforce/blip-itm-base-coco"
+    """Model to start from: a hub name, a model directory, or an original BLIP .pth file."""
+    tiny: bool = False
+    """A random small model in place of it, to try things out."""
+    drop_path: float = 0.0
+    """Stochastic depth of the image tower while training; BLIP trains ViT-L with 0.1."""
+    max_tokens: int = 35
+    """Longest text in tokens."""
+    rerank: int = 128
+    """Best candidates of the similarity that the matching head ranks anew; 0 for none."""
+    tuning: OmitArgPrefixes[Tuning] = field(default_factory=Tuning)
+    training: OmitArgPrefixes[Training] = field(
+        default_factory=lambda: Training(epochs=6, batch_size=8)
+    )
+    contrast: OmitArgPrefixes[Contrast] = field(default_factory=Contrast)
+
+
+Experiment = Captioning | Retrieval
+EXPERIMENTS: dict[str, type[Captioning] | type[Retrieval]] = {
+    "captioning": Captioning,
+    "retrieval": Retrieval,
+}

@@ -1,0 +1,1 @@
+"""How good captions and retrieval are, in the numbers that the field prints."""

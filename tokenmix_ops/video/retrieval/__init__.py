@@ -1,0 +1,7 @@
+"""Retrieval: videos and texts in one space, matched pair by pair, trained and ranked."""
+
+from tokenmix_ops.video.retrieval.ranking import Scores, rank
+from tokenmix_ops.video.retrieval.retriever import EncodedVideos, VideoRetriever
+from tokenmix_ops.video.retrieval.training import RetrievalTraining
+
+__all__ = ["EncodedVideos", "RetrievalTraining", "Scores", "VideoRetriever", "rank"]

@@ -1,0 +1,76 @@
+"""The slowly following copy of a retriever, which makes the queue's features and soft targets."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokenmix_ops.video.retrieval.retriever import VideoRetriever
+
+
+class MomentumCopy(nn.Module):
+    """An exponential moving average of a retriever, for embeddings.
+
+    Only what is trained and what embeddings depend on is copied, ``names``; all other parameters
+    and buffers are the retriever's own. So build it when it is settled what is trained. State
+    dicts hold the copies alone. As in BLIP it follows ``train`` and ``eval`` like the rest, so that
+    there is dropout in it while training.
+
+    Args:
+        retriever: what to follow.
+        momentum: how much of the average is kept at an update; the recipe has 0.995.
+    """
+
+    def __init__(self, retriever: VideoRetriever, momentum: float) -> None:
+        super().__init__()
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"momentum must be between 0 and 1, got {momentum}")
+        self.momentum = momentum
+        self.names = tuple(
+            name
+            for name, parameter in retriever.named_parameters()
+            if parameter.requires_grad and not _serves_matching_only(name)
+        )
+        copied = {id(retriever.get_parameter(name)) for name in self.names}
+        everything: list[Tensor] = [*retriever.parameters(), *retriever.buffers()]
+        shared = {id(tensor): tensor for tensor in everything if id(tensor) not in copied}
+        self.model = copy.deepcopy(retriever, shared)
+        for name in self.names:
+            self.model.get_parameter(name).requires_grad_(False)
+        self.register_state_dict_post_hook(_leave_out_shared)
+        self.register_load_state_dict_pre_hook(_put_back_shared)
+
+    @torch.no_grad()
+    def update(self, retriever: VideoRetriever) -> None:
+        """Moves the copies towards the retriever; to be called after every optimiser update."""
+        if self.names:
+            torch._foreach_lerp_(
+                [self.model.get_parameter(name) for name in self.names],
+                [retriever.get_parameter(name) for name in self.names],
+                1 - self.momentum,
+            )
+
+
+def _serves_matching_only(name: str) -> bool:
+    return name.startswith("itm_head.") or ".crossattention." in name
+
+
+def _leave_out_shared(
+    module: MomentumCopy, state_dict: dict[str, Any], prefix: str, metadata: dict[str, Any]
+) -> None:
+    kept = {f"{prefix}model.{name}" for name in module.names}
+    for name in [name for name in state_dict if name.startswith(prefix) and name not in kept]:
+        del state_dict[name]
+
+
+def _put_back_shared(
+    module: MomentumCopy, state_dict: dict[str, Any], prefix: str, *_: object
+) -> None:
+    copied = {f"{prefix}model.{name}" for name in module.names}
+    for name, tensor in module.model.state_dict(prefix=f"{prefix}model.").items():
+        # The retriever has loaded it already: written onto itself it stays as it is.
+        if name not in copied:
+            state_dict.setdefault(name, tensor)
