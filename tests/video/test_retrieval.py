@@ -2,14 +2,12 @@
 
 import math
 import re
-from functools import partial
 
 import pytest
 import torch
 from retrieval_models import FRAMES, VOCABULARY, batch, texts, tiny_model, tiny_retriever
 from torch import nn
 from torch.nn.functional import normalize
-from torch.utils.checkpoint import checkpoint
 
 from tokenmix_ops.video.retrieval import RetrievalTraining, VideoRetriever, contrastive, training
 from tokenmix_ops.video.retrieval.contrastive import FeatureQueue, Features

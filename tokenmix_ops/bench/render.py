@@ -10,6 +10,7 @@ from tokenmix_ops.bench.gpu_table import gpu_table
 from tokenmix_ops.bench.layers import TITLES
 from tokenmix_ops.bench.measure import Timings, ratio
 from tokenmix_ops.bench.suites import Row
+from tokenmix_ops.bench.training_table import memory_table, training_table
 
 BEGIN, END = "<!-- rendered: {} -->", "<!-- end of rendered -->"
 
@@ -113,7 +114,13 @@ def _compiled(row: Row) -> str:
     return f"{row['registers']} / {row['shared'] / 1024:.0f} / {row['stack']} / {' + '.join(used)}"
 
 
-TABLES = {"aot": aot_table, "gpu": gpu_table, "layer": layer_table}
+TABLES = {
+    "aot": aot_table,
+    "gpu": gpu_table,
+    "layer": layer_table,
+    "memory": memory_table,
+    "training": training_table,
+}
 
 
 def rendered(text: str, results: Path) -> str:

@@ -1,17 +1,18 @@
 """Re-ranking: a video's cross-attention keys and values once, against once for every text.
 
-``python -m tokenmix_ops.bench.rerank`` writes a row for each way of computing it.
+``python -m tokenmix_ops.bench.rerank`` writes a row of data for each way of computing it.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import BlipTextConfig
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
@@ -20,10 +21,10 @@ from tokenmix_ops.bench.render import write_rows
 from tokenmix_ops.bench.suites import Row
 from tokenmix_ops.video.cross_attention import VideoMemory, share_video_keys
 
-SHAPE = {"num_frames": 8, "num_tokens": 197, "dim": 768, "num_heads": 12, "num_layers": 12}
+BASE = {"num_frames": 8, "num_tokens": 197, "dim": 768, "num_heads": 12, "num_layers": 12}
 """BLIP's base model at 224 pixels."""
 
-ONCE, FOR_EVERY_TEXT = "once a video", "for every text"
+ONCE, FUSED, PLAIN = "once_a_video", "for_every_text_fused", "for_every_text"
 
 
 def rerank_rows(
@@ -35,49 +36,132 @@ def rerank_rows(
     rounds: int = 3,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
-    shape: dict[str, int] = SHAPE,
+    sizes: Mapping[str, int] = BASE,
     progress: Callable[[int], object] | None = None,
 ) -> list[Row]:
-    """Seconds in which ``texts`` texts of ``length`` tokens are matched with each of ``videos``.
+    """Milliseconds in which ``texts`` texts of ``length`` tokens are matched with each video.
 
-    "for every text" is transformers' text encoder, which is given the video's tokens again for
-    each text; ``texts_at_once`` bounds its memory, and both have the same chunks. Weights are
-    random. The row of "once a video" has the ratio of the two: median and quartiles.
+    "for_every_text" is transformers' own text encoder, which takes a video's tokens anew for each
+    text; "for_every_text_fused" the same with this package's cross-attention, so that what is left
+    to "once_a_video" is the keys and values alone. All take ``texts_at_once``, which bounds the
+    memory of the first; weights are random. Rows carry how many times faster "once_a_video" is,
+    median and quartiles of the rounds, and the largest difference from its result.
     """
     config = BlipTextConfig(
         vocab_size=30_524,
-        hidden_size=shape["dim"],
-        encoder_hidden_size=shape["dim"],
-        intermediate_size=4 * shape["dim"],
-        num_hidden_layers=shape["num_layers"],
-        num_attention_heads=shape["num_heads"],
+        hidden_size=sizes["dim"],
+        encoder_hidden_size=sizes["dim"],
+        intermediate_size=4 * sizes["dim"],
+        num_hidden_layers=sizes["num_layers"],
+        num_attention_heads=sizes["num_heads"],
     )
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randn(
-        videos, shape["num_frames"] * shape["num_tokens"], shape["dim"], generator=generator
-    ).to(device, dtype)
+    shape = videos, sizes["num_frames"] * sizes["num_tokens"], sizes["dim"]
+    tokens = torch.randn(shape, generator=generator).to(device, dtype)
     input_ids = torch.randint(1000, 30_000, (texts, length), generator=generator).to(device)
+    contenders = {
+        ONCE: _once(_model(config, tokens, shared=True), tokens, input_ids, texts_at_once),
+        FUSED: _repeated(_model(config, tokens, shared=True), tokens, input_ids, texts_at_once),
+        PLAIN: _repeated(_model(config, tokens, shared=False), tokens, input_ids, texts_at_once),
+    }
+    results = {name: run() for name, run in contenders.items()}
+    timings = time_side_by_side(contenders, rounds, progress)
+    rows = []
+    for name, seconds in timings.items():
+        middle, low, high = ratio(timings, name, ONCE)
+        rows.append(
+            {
+                "suite": "rerank",
+                "device": device,
+                "dtype": str(dtype).removeprefix("torch."),
+                "videos": videos,
+                "texts": texts,
+                "length": length,
+                "texts_at_once": texts_at_once,
+                **sizes,
+                "contender": name,
+                "median_ms": round(1e3 * median(seconds), 2),
+                "rounds_ms": [round(1e3 * s, 2) for s in seconds],
+                "ratio": round(middle, 2),
+                "ratio_quartiles": [round(low, 2), round(high, 2)],
+                "difference": float((results[name] - results[ONCE]).abs().max()),
+                **(environment() if device == "cpu" else gpu_environment()),
+            }
+        )
+    return rows
 
-    def build() -> nn.Module:
-        torch.manual_seed(0)
-        return BlipTextModel(config, add_pooling_layer=False).to(device, dtype).eval()
 
-    plain, sharing = build(), build()
-    share_video_keys(sharing)
+def _model(config: BlipTextConfig, tokens: Tensor, *, shared: bool) -> BlipTextModel:
+    torch.manual_seed(0)
+    model = BlipTextModel(config, add_pooling_layer=False).to(tokens.device, tokens.dtype).eval()
+    if shared:
+        share_video_keys(model)
+    return model
 
-    def matched(model: nn.Module, videos_of: Callable[[Tensor, int], object]) -> Tensor:
-        with torch.no_grad():
-            rows = [
-                model(
-                    chunk,
-                    attention_mask=torch.ones_like(chunk),
-                    encoder_hidden_states=videos_of(video, len(chunk)),
-                ).last_hidden_state[:, 0]
-                for video, chunk in _pairs(model)
+
+def _once(
+    model: BlipTextModel, tokens: Tensor, input_ids: Tensor, texts_at_once: int
+) -> Callable[[], Tensor]:
+    def run() -> Tensor:
+        found = []
+        for video in tokens:
+            memory = VideoMemory(video[None])
+            found += [_first(model, chunk, memory) for chunk in input_ids.split(texts_at_once)]
+        return _done(found)
+
+    return run
+
+
+def _repeated(
+    model: BlipTextModel, tokens: Tensor, input_ids: Tensor, texts_at_once: int
+) -> Callable[[], Tensor]:
+    def run() -> Tensor:
+        return _done(
+            [
+                _first(model, chunk, video.expand(len(chunk), -1, -1))
+                for video in tokens
+                for chunk in input_ids.split(texts_at_once)
             ]
-        found = torch.cat(rows)
-        if found.is_cuda:
-            torch.cuda.synchronize(found.device)
-        return found
+        )
 
-    raise NotImplementedError
+    return run
+
+
+@torch.no_grad()
+def _first(model: BlipTextModel, input_ids: Tensor, video: Any) -> Tensor:
+    """What the matching head reads."""
+    mask = torch.ones_like(input_ids)
+    output = model(input_ids, attention_mask=mask, encoder_hidden_states=video)
+    return output.last_hidden_state[:, 0].float()
+
+
+def _done(found: list[Tensor]) -> Tensor:
+    result = torch.cat(found)
+    if result.is_cuda:
+        torch.cuda.synchronize(result.device)
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="file of rows to write")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--videos", type=int, default=1)
+    parser.add_argument("--texts", type=int, default=128)
+    parser.add_argument("--texts-at-once", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=3)
+    given = vars(parser.parse_args())
+    out, dtype = given.pop("out"), getattr(torch, given.pop("dtype"))
+    rows = rerank_rows(
+        **given, dtype=dtype, progress=lambda done: print(f"round {done}", flush=True)
+    )
+    write_rows(out, rows)
+    for row in rows:
+        print(
+            f"{row['contender']}: {row['median_ms']} ms, {row['ratio']}x {row['ratio_quartiles']}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -73,10 +73,12 @@ class VideoCaptioner(nn.Module):
                 "input_ids and attention_mask must be [batch, length] for pixels [batch, ...], "
                 f"got {list(input_ids.shape)}, {list(attention_mask.shape)}, {list(pixels.shape)}"
             )
+        # Tokens and not a memory of them: gradient checkpointing runs a layer twice, and the second
+        # run must compute the keys again.
         logits = self.text_decoder(
             input_ids,
             attention_mask=attention_mask,
-            encoder_hidden_states=self.encode(pixels),
+            encoder_hidden_states=self.encoder(pixels).tokens.flatten(1, 2),
             use_cache=False,
         ).logits[:, :-1]
         targets = input_ids[:, 1:].masked_fill(attention_mask[:, 1:] == 0, IGNORED)
@@ -107,7 +109,8 @@ class VideoCaptioner(nn.Module):
         Args:
             videos: normalised pixels [batch, num_frames, 3, height, width], or what `encode` made.
             num_beams: width of the beam search; BLIP's 3 for MSVD, 5 else.
-            min_length, max_length: tokens, [DEC] and [SEP] included.
+            min_length: tokens before [SEP] may come, [DEC] included.
+            max_length: tokens at most, [DEC] and [SEP] included.
             top_p: sample from the smallest set of tokens that has this probability.
             num_captions: captions a video; with beams at most as many.
             other: what transformers' ``generate`` takes besides, as ``repetition_penalty``.

@@ -89,7 +89,7 @@ def save_updated(
         "task": task_of(model),
         "tuning": json.dumps(asdict(resolved(model.tuning))),
         "num_frames": str(model.encoder.num_frames),
-        "image_size": str(model.encoder.config.image_size),
+        "image_size": str(model.encoder.image_size),
         "model": base,
         "settings": json.dumps(dict(settings or {})),
         "figures": json.dumps(dict(figures or {})),
@@ -125,7 +125,7 @@ def load_updated(model: TaskModel, path: str | os.PathLike[str]) -> Description:
     for what, wanted, given in (
         ("task", description.task, task_of(model)),
         ("num_frames", description.num_frames, model.encoder.num_frames),
-        ("image_size", description.image_size, model.encoder.config.image_size),
+        ("image_size", description.image_size, model.encoder.image_size),
     ):
         if wanted != given:
             raise ValueError(f"{path} is of {what} {wanted}, the model of {given}")

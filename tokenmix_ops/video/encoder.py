@@ -94,6 +94,13 @@ class VideoEncoder(nn.Module):
         return self.vision_model.config
 
     @property
+    def image_size(self) -> int:
+        """Side of a frame in pixels."""
+        size = self.config.image_size
+        assert isinstance(size, int)
+        return size
+
+    @property
     def layers(self) -> list[VideoLayer]:
         """The encoder layers, from the lowest."""
         return list(self.vision_model.encoder.layers)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ def checkpoint_layers(model: nn.Module) -> None:
     trainable parameter below or in them keep nothing either way. Raises ValueError if the model
     has no layer that can.
     """
-    layers = [
+    layers: list[Any] = [
         module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)
     ]
     if not layers:

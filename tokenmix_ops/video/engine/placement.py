@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,11 +44,17 @@ def place(model: nn.Module, accelerator: Accelerator, fsdp: bool) -> nn.Module:
         if fsdp:
             raise ValueError("fsdp divides a model among processes, and there is one: start more")
         return model
+    # What is random in a model must start as the first process has it.
+    for value in (*model.parameters(), *model.buffers()):
+        distributed.broadcast(value.detach(), src=0)
     if fsdp:
         return shard(model)
-    # Which parameters get a gradient may differ from update to update (adapters, matching heads),
-    # and static_graph forbids that. Buffers that differ between processes are the task's to share.
-    return DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=True)
+    with warnings.catch_warnings():
+        # PyTorch 2.13 has another name for broadcast_buffers, which earlier ones do not know.
+        warnings.simplefilter("ignore", FutureWarning)
+        # Which parameters get a gradient may differ from update to update, and between processes;
+        # static_graph forbids that. Buffers are the task's to keep alike.
+        return DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=True)
 
 
 def shard(model: nn.Module) -> nn.Module:
@@ -55,10 +62,12 @@ def shard(model: nn.Module) -> nn.Module:
 
     A layer is an entry of an outermost ``ModuleList``. Weights stay in float32, as with copies on
     every process: autocast does the mixed precision. Frozen parameters that two modules share
-    stay whole, because a parameter can belong to one layer only.
+    stay whole, because a parameter can belong to one layer only. In an update, all processes must
+    use the same parameters. Raises ValueError for a parameter without a dimension.
     """
-    for value in (*model.parameters(), *model.buffers()):
-        distributed.broadcast(value.detach(), src=0)
+    for name, value in model.named_parameters():
+        if value.dim() == 0:
+            raise ValueError(f"fsdp cannot divide {name}, a number: give it the shape (1,)")
     uses = Counter(id(value) for _, value in model.named_parameters(remove_duplicate=False))
     shared = {p for p in model.parameters() if uses[id(p)] > 1 and not p.requires_grad}
     for layer in _layers(model):
@@ -77,19 +86,27 @@ def _layers(model: nn.Module) -> Iterator[nn.Module]:
 
 @contextmanager
 def whole(model: nn.Module) -> Iterator[None]:
-    """Within it, the parameters of a divided model are whole, and any submodule may be called."""
+    """Within it, a divided model is as one that is not: whole parameters, also in ``state_dict``,
+    and any submodule may be called. All processes enter it together."""
     if not isinstance(model, FSDPModule):
         yield
         return
     # A submodule that is called before the model itself would take itself for the outermost.
     model._get_fsdp_state()._lazy_init()
-    parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    modules = list(model.modules())
+    parts = [module for module in modules if isinstance(module, FSDPModule)]
+    # ``state_dict`` would divide the parameters again before it reads them.
+    hooks = [module._state_dict_pre_hooks.copy() for module in modules]
+    for module in modules:
+        module._state_dict_pre_hooks.clear()
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
         part.unshard()
     try:
         yield
     finally:
+        for module, own in zip(modules, hooks, strict=True):
+            module._state_dict_pre_hooks.update(own)
         for part in parts:
             part.reshard()
             part.set_reshard_after_forward(part is not model, recurse=False)

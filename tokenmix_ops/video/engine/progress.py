@@ -23,6 +23,11 @@ def peak_memory(device: torch.device) -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+def say(console: Console, text: str) -> None:
+    """Prints a line as it is, whatever brackets a path has and however long it is."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 class Progress:
     """Context that shows ``total`` updates, of which ``done`` were there before.
 
@@ -54,8 +59,8 @@ class Progress:
         self.bar.stop()
 
     def say(self, text: str) -> None:
-        """Prints a line."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        """Prints a line above the bar."""
+        say(self.console, text)
 
     def update(self, line: Mapping[str, Any]) -> None:
         """Shows an update by its line of the log."""

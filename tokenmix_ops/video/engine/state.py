@@ -83,14 +83,13 @@ def put_back(
         fill(value, stored[name])
         if name in saved["optimizer"]:
             optimizer.state[value] = {
-                key: _like(value, moment) for key, moment in saved["optimizer"][name].items()
+                # AdamW counts steps on the CPU; its other moments are where the parameter is.
+                key: moment.clone() if key == "step" else _like(value, moment)
+                for key, moment in saved["optimizer"][name].items()
             }
 
 
 def _like(value: Tensor, moment: Tensor) -> Tensor:
-    """A moment placed as its parameter is; the count of steps stays on the CPU."""
-    if moment.shape != value.shape or moment.dim() == 0:
-        return moment
     placed = torch.zeros_like(value, requires_grad=False)
     fill(placed, moment)
     return placed

@@ -98,8 +98,8 @@ class Store:
                 damaged = archive.testzip() is not None
             if not damaged:
                 return dict(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
-        except (OSError, RuntimeError, zipfile.BadZipFile, pickle.UnpicklingError, KeyError):
-            damaged = True
+        except (FileNotFoundError, RuntimeError, zipfile.BadZipFile, pickle.UnpicklingError):
+            pass
         older = [u for u in self.updates() if u < update]
         instead = f"go on from {self.folder(older[-1])}" if older else "start from the beginning"
         raise ValueError(f"{path} is damaged: remove its folder to {instead}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
@@ -24,7 +23,7 @@ from tokenmix_ops.video.engine.checkpointing import checkpoint_layers
 from tokenmix_ops.video.engine.interrupts import Interrupts
 from tokenmix_ops.video.engine.log import Log
 from tokenmix_ops.video.engine.placement import place, start_accelerator, whole
-from tokenmix_ops.video.engine.progress import Progress, peak_memory
+from tokenmix_ops.video.engine.progress import Progress, peak_memory, say
 from tokenmix_ops.video.engine.randomness import random_state, set_random_state, unmoved
 from tokenmix_ops.video.engine.schedule import learning_rate
 from tokenmix_ops.video.engine.settings import Training
@@ -73,17 +72,17 @@ def train(
         log_with="tensorboard" if tensorboard else None,
         project_config=ProjectConfiguration(project_dir=str(out), logging_dir=str(out)),
     )
-    console = console or Console(highlight=False)
+    console = console or Console()
     if not accelerator.is_main_process:
         console = Console(quiet=True)
     # Nobody writes before everybody has looked.
     accelerator.wait_for_everyone()
     if store.figures.exists():
         figures: dict[str, Any] = json.loads(store.figures.read_text("utf-8"))
-        console.print(f"{out} is finished, after {figures['updates']} updates: nothing to resume")
+        say(console, f"{out} is finished, after {figures['updates']} updates: nothing to resume")
         return figures
     if not tensorboard:
-        console.print("tensorboard is not installed: the curve is in log.jsonl alone")
+        say(console, "tensorboard is not installed: the curve is in log.jsonl alone")
     run = _Run(task, dataset, settings, store, accelerator, console, collate, select_on)
     return run.run(resume)
 
@@ -141,8 +140,6 @@ class _Run:
             self.go_on()
         main = self.accelerator.is_main_process
         with ExitStack() as stack:
-            stack.enter_context(warnings.catch_warnings())
-            warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
             self.log: Log = Log(self.store.log if main else None, self.update)
             stack.callback(self.log.close)
             self.start_trackers(stack)
@@ -174,6 +171,7 @@ class _Run:
             due = self.ends_epoch() or (every > 0 and self.update % every == 0)
             if due or self.interrupts.requested:
                 self.save()
+                self.clock = time.monotonic()
             if self.interrupts.requested:
                 raise KeyboardInterrupt(f"stopped after update {self.update}, which is saved")
             if self.ends_epoch():
@@ -284,7 +282,7 @@ class _Run:
             self.on_main(lambda: task.save_updated(self.store.last, figures))
 
     def save(self) -> None:
-        """Saves the state, unless it is the one the training went on from."""
+        """Saves the state; losses are read before, so that none after a bad one is saved."""
         self.read_losses(0)
         main = self.accelerator.is_main_process
         scaler = self.accelerator.scaler
@@ -305,7 +303,7 @@ class _Run:
         """Takes up the newest state; the beginning if none was saved."""
         updates = self.store.updates()
         if not updates:
-            self.console.print("no state was saved yet: starting from the beginning")
+            say(self.console, "no state was saved yet: starting from the beginning")
             return
         state = self.store.read(updates[-1])
         folder = self.store.folder(updates[-1])
@@ -325,7 +323,7 @@ class _Run:
         self.update, self.loss = state["update"], state["loss"]
         self.history, self.best = state["history"], state["best"]
         set_random_state(self.device, state["random"][self.accelerator.process_index])
-        self.console.print(f"going on after update {self.update} of {self.total}")
+        say(self.console, f"going on after update {self.update} of {self.total}")
 
     def start_trackers(self, stack: ExitStack) -> None:
         """TensorBoard, where it is installed."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
+from transformers import BlipForConditionalGeneration
 
 from tokenmix_ops.video.captioning import VideoCaptioner
 from tokenmix_ops.video.checkpoints import Description, TaskModel, describe, load_updated
@@ -15,15 +16,13 @@ from tokenmix_ops.video.experiments.settings import Captioning, Retrieval
 from tokenmix_ops.video.retrieval import VideoRetriever
 from tokenmix_ops.video.text import CaptionTokenizer
 from tokenmix_ops.video.tuning import Tuning, apply
-from tokenmix_ops.video.weights import load_blip, tiny_blip
+from tokenmix_ops.video.weights import Blip, Task, load_blip, tiny_blip
 
 TINY_SIZE, TINY_PATCH = 56, 8
 """Frames and patches of ``--tiny``: a 7 × 7 grid, whose width no number of frames divides."""
 
 TINY_FOLDER = "model"
 """Where an experiment with ``--tiny`` keeps the model that it starts from, in its own folder."""
-
-BERT = "google-bert/bert-base-uncased"
 
 
 class Loaded(NamedTuple):
@@ -35,23 +34,30 @@ class Loaded(NamedTuple):
 
 
 def load_image_model(
-    task: str, name: str, *, num_frames: int, image_size: int, drop_path: float = 0.0
+    task: Task,
+    name: str,
+    *,
+    num_frames: int | None = None,
+    image_size: int | None = None,
+    drop_path: float = 0.0,
 ) -> Loaded:
-    """A BLIP model over videos, not yet tuned. Raises ValueError as `load_blip` does."""
-    blip = load_blip(name, task, image_size=image_size)  # type: ignore[arg-type]
-    original = Path(name).is_file()
-    tokenizer = CaptionTokenizer.from_pretrained(BERT if original else name)
-    return Loaded(_over_videos(task, blip, tokenizer, num_frames, drop_path), tokenizer, name)
+    """A BLIP model over videos, not yet tuned. Raises ValueError as `load_blip` does.
+
+    ``num_frames``: None for those that `export` noted with the model, or 8.
+    """
+    blip = load_blip(name, task, image_size=image_size)
+    tokenizer = CaptionTokenizer.from_pretrained(name)
+    if num_frames is None:
+        num_frames = int(_noted(blip.config).get("num_frames", 8))
+    return Loaded(_over_videos(blip, tokenizer, num_frames, drop_path), tokenizer, name)
 
 
-def start(
-    experiment: Captioning | Retrieval, captions: Sequence[str], folder: Path
-) -> Loaded:
+def start(experiment: Captioning | Retrieval, captions: Sequence[str], folder: Path) -> Loaded:
     """The model that an experiment starts from, tuning applied; initialised by the seed alone.
 
     With ``tiny`` a small random one, its vocabulary that of ``captions``, kept in the folder.
     """
-    task = "captioning" if isinstance(experiment, Captioning) else "retrieval"
+    task: Task = "captioning" if isinstance(experiment, Captioning) else "retrieval"
     name = experiment.model
     torch.manual_seed(experiment.training.seed)
     if experiment.tiny:
@@ -59,12 +65,13 @@ def start(
         if not home.exists():
             tokenizer = CaptionTokenizer.from_captions(captions)
             blip = tiny_blip(
-                task,  # type: ignore[arg-type]
+                task,
                 tokenizer.vocab_size,
                 image_size=experiment.videos.image_size,
                 patch_size=TINY_PATCH,
             )
             unfinished = folder / f"{TINY_FOLDER}.part"
+            unfinished.mkdir(parents=True, exist_ok=True)
             blip.save_pretrained(unfinished)
             tokenizer.save(unfinished)
             unfinished.replace(home)
@@ -92,7 +99,7 @@ def load_checkpoint(
     if model is None and name.startswith("./"):
         name = str(Path(path).parent / name)
     loaded = load_image_model(
-        description.task,
+        cast(Task, description.task),
         name,
         num_frames=description.num_frames,
         image_size=description.image_size,
@@ -102,41 +109,31 @@ def load_checkpoint(
     return loaded._replace(name=description.model), description
 
 
-def load_exported(name: str, task: str, *, num_frames: int | None = None) -> Loaded:
-    """A whole model, zero-shot or as `export` wrote it, which notes what mixes.
-
-    ``num_frames``: None for those it was tuned with, or 8.
-    """
-    size = _config_of(name, task)
-    blip = load_blip(name, task)  # type: ignore[arg-type]
-    noted = getattr(blip.config, "tokenmix", None) or {}
-    frames = num_frames or noted.get("num_frames", 8)
-    loaded = load_image_model(task, name, num_frames=frames, image_size=size)
-    mixes = bool(noted.get("layers"))
-    apply(
-        loaded.model,
-        Tuning(
-            "token_mixing" if mixes else "frozen",
-            layers=tuple(noted["layers"]) if mixes else None,
-            mixing=noted.get("mixing", "released"),
-        ),
-    )
+def load_whole(task: Task, name: str, *, num_frames: int | None = None) -> Loaded:
+    """A model as it is: an image model frame by frame, or what `export` wrote, mixing as noted."""
+    loaded = load_image_model(task, name, num_frames=num_frames)
+    noted = _noted(loaded.model.blip_config)
+    tuning = Tuning("frozen")
+    if noted.get("layers"):
+        tuning = Tuning("token_mixing", layers=tuple(noted["layers"]), mixing=noted["mixing"])
+    apply(loaded.model, tuning)
     loaded.model.eval()
     return loaded
 
 
+def _noted(config: Any) -> dict[str, Any]:
+    return getattr(config, "tokenmix", None) or {}
+
+
 def _over_videos(
-    task: str, blip: object, tokenizer: CaptionTokenizer, num_frames: int, drop_path: float
+    blip: Blip, tokenizer: CaptionTokenizer, num_frames: int, drop_path: float
 ) -> TaskModel:
     model: TaskModel
-    if task == "captioning":
-        model = VideoCaptioner(blip, num_frames=num_frames)  # type: ignore[arg-type]
+    if isinstance(blip, BlipForConditionalGeneration):
+        model = VideoCaptioner(blip, num_frames=num_frames)
     else:
         model = VideoRetriever(
-            blip,  # type: ignore[arg-type]
-            num_frames=num_frames,
-            mixing_layers=(),
-            enc_token_id=tokenizer.enc,
+            blip, num_frames=num_frames, mixing_layers=(), enc_token_id=tokenizer.enc
         )
     depth = len(model.encoder.layers)
     for index, layer in enumerate(model.encoder.layers):

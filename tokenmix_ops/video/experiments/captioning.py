@@ -108,7 +108,7 @@ def caption_split(
     model = loaded.model
     assert isinstance(model, VideoCaptioner)
     clips = Clips(
-        manifest, split, num_frames=model.encoder.num_frames, size=model.encoder.config.image_size
+        manifest, split, num_frames=model.encoder.num_frames, size=model.encoder.image_size
     )
     own = range(accelerator.process_index, len(clips), accelerator.num_processes)
     loader: Iterable[dict[str, Any]] = DataLoader(

@@ -80,7 +80,7 @@ def _plain(value: Any) -> Any:
 
 
 def _converted(value: Any, hint: Any, name: str) -> Any:
-    """``value`` as its field wants it: paths and tuples from strings and lists, floats from ints."""
+    """``value`` as its field wants it: a path of a string, a tuple of a list, a float of an int."""
     options = typing.get_args(hint) if _is_union(hint) else (hint,)
     for option in options:
         if option is type(None) and value is None:

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from tyro.conf import OmitArgPrefixes
+from tyro.conf import OmitArgPrefixes, Suppress
 
 from tokenmix_ops.video.engine.settings import Training
-from tokenmix_ops.video.tuning.method import Tuning
+from tokenmix_ops.video.tuning.settings import Tuning
 
 Split = Literal["train", "val", "test"]
 
@@ -66,7 +66,7 @@ class Captioning:
     videos: OmitArgPrefixes[Videos] = field(default_factory=Videos)
     model: str = "Salesforce/blip-image-captioning-base"
     """Model to start from: a hub name, a model directory, or an original BLIP .pth file."""
-    tiny: bool = False
+    tiny: Suppress[bool] = False
     """A random small model in place of it, to try things out."""
     drop_path: float = 0.0
     """Stochastic depth of the image tower while training; BLIP trains ViT-L with 0.1."""
@@ -84,7 +84,7 @@ class Retrieval:
     videos: OmitArgPrefixes[Videos] = field(default_factory=Videos)
     model: str = "Salesforce/blip-itm-base-coco"
     """Model to start from: a hub name, a model directory, or an original BLIP .pth file."""
-    tiny: bool = False
+    tiny: Suppress[bool] = False
     """A random small model in place of it, to try things out."""
     drop_path: float = 0.0
     """Stochastic depth of the image tower while training; BLIP trains ViT-L with 0.1."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from tokenmix_ops.video.retrieval.contrastive import Features, FeatureQueue, contrastive_loss
+from tokenmix_ops.video.retrieval.contrastive import FeatureQueue, Features, contrastive_loss
 from tokenmix_ops.video.retrieval.gathering import GlobalBatch
 from tokenmix_ops.video.retrieval.matching import draw_negatives, matching_loss
 from tokenmix_ops.video.retrieval.momentum import MomentumCopy
@@ -80,9 +80,7 @@ class RetrievalTraining(nn.Module):
 
         alpha = self.alpha * min(1.0, epoch)
         columns = self.queue.behind(followers)
-        itc = contrastive_loss(
-            own, followers.rows(everyone.own), columns, self.temperature, alpha
-        )
+        itc = contrastive_loss(own, followers.rows(everyone.own), columns, self.temperature, alpha)
         self.queue.enqueue(followers)
 
         itm = self._match(input_ids, attention_mask, tokens, current, everyone)

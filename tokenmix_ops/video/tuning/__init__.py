@@ -1,131 +1,39 @@
-"""The tuning methods of the paper's benchmark, and LoRA: `apply` inserts, freezes and tells."""
+"""The tuning methods of the paper's benchmark, and LoRA.
+
+Names are imported when first used, so that settings can be read without any model library.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import NamedTuple
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+if TYPE_CHECKING:
+    from tokenmix_ops.video.tuning.method import Switches, TuningMethod, VideoModel
+    from tokenmix_ops.video.tuning.methods import METHODS, Tuned, apply, resolved, switches_of
+    from tokenmix_ops.video.tuning.settings import MethodName, Tuning
 
-from tokenmix_ops.video.encoder import VideoEncoder
-from tokenmix_ops.video.tuning.adapter import AdapterTuning
-from tokenmix_ops.video.tuning.bitfit import BitFit
-from tokenmix_ops.video.tuning.dual_attention import DualAttentionTuning
-from tokenmix_ops.video.tuning.frozen import Frozen
-from tokenmix_ops.video.tuning.full import Full
-from tokenmix_ops.video.tuning.lora import Lora
-from tokenmix_ops.video.tuning.method import (
-    MethodName,
-    Switches,
-    Tuning,
-    TuningMethod,
-    VideoModel,
-)
-from tokenmix_ops.video.tuning.spatial import Spatial
-from tokenmix_ops.video.tuning.st_adapter import STAdapterTuning
-from tokenmix_ops.video.tuning.temporal import Temporal
-from tokenmix_ops.video.tuning.token_mixing import TokenMixing
+__all__ = [
+    "METHODS",
+    "MethodName",
+    "Switches",
+    "Tuned",
+    "Tuning",
+    "TuningMethod",
+    "VideoModel",
+    "apply",
+    "resolved",
+    "switches_of",
+]
 
-__all__ = ["METHODS", "MethodName", "Tuned", "Tuning", "TuningMethod", "VideoModel", "apply"]
-
-METHODS: dict[str, TuningMethod] = {
-    method.name: method
-    for method in (
-        TokenMixing(),
-        Spatial(),
-        Full(),
-        Temporal(),
-        DualAttentionTuning(),
-        STAdapterTuning(),
-        AdapterTuning(),
-        BitFit(),
-        Lora(),
-        Frozen(),
-    )
+_HOMES = {
+    **dict.fromkeys(("METHODS", "Tuned", "apply", "resolved", "switches_of"), "methods"),
+    **dict.fromkeys(("Switches", "TuningMethod", "VideoModel"), "method"),
+    **dict.fromkeys(("MethodName", "Tuning"), "settings"),
 }
-"""Every method, by name."""
 
 
-class Tuned(NamedTuple):
-    """What `apply` did, in names of the model's modules and parameters.
-
-    ``inserted``: modules that the image model does not have; ``updated``: parameters that require
-    a gradient now, all others being frozen.
-    """
-
-    inserted: tuple[str, ...]
-    updated: tuple[str, ...]
-
-
-def apply(model: VideoModel, tuning: Tuning) -> Tuned:
-    """Makes a video model ready to be tuned, in place.
-
-    The model must be fresh from its image weights, its encoder without mixing. Raises ValueError
-    for an unknown method, layers that do not exist, or a model to which a method was applied.
-    """
-    if tuning.method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {tuning.method!r}")
-    if model.tuning is not None:
-        raise ValueError(f"the model is tuned by {model.tuning.method} already; load it anew")
-    method = METHODS[tuning.method]
-    layers = _layers(model.encoder, method, tuning)
-    before = set(model.parameters()), set(model.encoder.modules())
-    method.insert(model.encoder, tuning, layers)
-    model.tuning = tuning
-    chosen = _chosen(model, method, layers, switches_of(tuning))
-    model.requires_grad_(False)
-    for parameter in chosen:
-        parameter.requires_grad_(True)
-    updated = tuple(name for name, p in model.named_parameters() if p.requires_grad)
-    return Tuned(_inserted(model.encoder, *before), updated)
-
-
-def switches_of(tuning: Tuning) -> Switches:
-    """The parts that are updated, what was left open filled in by the method."""
-    given = {name: getattr(tuning, name) for name in Switches._fields}
-    return METHODS[tuning.method].switches._replace(
-        **{name: value for name, value in given.items() if value is not None}
-    )
-
-
-def resolved(tuning: Tuning) -> Tuning:
-    """The same with every switch filled in, as it is kept with a checkpoint."""
-    return replace(tuning, **switches_of(tuning)._asdict())
-
-
-def _chosen(
-    model: VideoModel, method: TuningMethod, layers: tuple[int, ...], switches: Switches
-) -> list[nn.Parameter]:
-    if switches.everything:
-        return list(model.parameters())
-    tower = model.encoder.vision_model
-    chosen = list(method.updated(model, layers, switches))
-    if switches.linear_projection:
-        chosen += tower.embeddings.parameters()
-    if switches.language_head:
-        chosen += model.heads()
-    if switches.linear_projection or switches.language_head or switches.attention or switches.ffn:
-        chosen += [] if method.name == "bitfit" else tower.post_layernorm.parameters()
-    return chosen
-
-
-def _layers(encoder: VideoEncoder, method: TuningMethod, tuning: Tuning) -> tuple[int, ...]:
-    depth = len(encoder.layers)
-    if tuning.layers is None:
-        return (depth - 1,) if method.last_layer_only else tuple(range(depth))
-    for layer in tuning.layers:
-        if not -depth <= layer < depth:
-            raise ValueError(f"layer {layer} does not exist: the tower has {depth} layers")
-    return tuple(sorted({layer % depth for layer in tuning.layers}))
-
-
-def _inserted(
-    encoder: VideoEncoder, parameters: set[nn.Parameter], modules: set[nn.Module]
-) -> tuple[str, ...]:
-    """The outermost modules, not among ``modules``, with parameters not among ``parameters``."""
-    new = {
-        f"encoder.{name}"
-        for name, module in encoder.named_modules()
-        if module not in modules and any(p not in parameters for p in module.parameters())
-    }
-    return tuple(sorted(name for name in new if name.rsplit(".", 1)[0] not in new))
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

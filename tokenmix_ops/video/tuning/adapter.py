@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from tokenmix_ops.video.encoder import VideoEncoder
 from tokenmix_ops.video.tuning.method import (
     Switches,
-    Tuning,
     TuningMethod,
     VideoModel,
     parameters_of,
 )
+from tokenmix_ops.video.tuning.settings import Tuning
 
 
 class Adapter(nn.Module):

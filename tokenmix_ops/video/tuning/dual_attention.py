@@ -14,11 +14,11 @@ from tokenmix_ops.modules import Queries
 from tokenmix_ops.video.encoder import VideoEncoder
 from tokenmix_ops.video.tuning.method import (
     Switches,
-    Tuning,
     TuningMethod,
     VideoModel,
     parameters_of,
 )
+from tokenmix_ops.video.tuning.settings import Tuning
 from tokenmix_ops.video.tuning.temporal import FramePosition
 
 

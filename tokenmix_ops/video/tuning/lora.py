@@ -9,7 +9,8 @@ from torch import nn
 
 from tokenmix_ops.modules import SeparateProjections, TokenMixing
 from tokenmix_ops.video.encoder import VideoEncoder
-from tokenmix_ops.video.tuning.method import Switches, Tuning, TuningMethod, VideoModel
+from tokenmix_ops.video.tuning.method import Switches, TuningMethod, VideoModel
+from tokenmix_ops.video.tuning.settings import Tuning
 
 _ATTENTION = ("query", "value")
 _FFN = ("fc1", "fc2")

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from tokenmix_ops.video.encoder import VideoEncoder
 from tokenmix_ops.video.tuning.method import (
     Switches,
-    Tuning,
     TuningMethod,
     VideoModel,
     parameters_of,
 )
+from tokenmix_ops.video.tuning.settings import Tuning
 
 
 class STAdapter(nn.Module):
@@ -44,13 +44,15 @@ class STAdapter(nn.Module):
 
 
 class STAdapterTuning(TuningMethod):
-    """Updates the adapters, one a layer."""
+    """Updates the adapters, one a layer; none with ``attention`` off."""
 
     name = "st_adapter"
     source = "Pan et al., ST-Adapter, NeurIPS 2022"
 
     def insert(self, encoder: VideoEncoder, tuning: Tuning, layers: tuple[int, ...]) -> None:
         dim = encoder.config.hidden_size
+        if tuning.attention is False:
+            return
         for index in layers:
             encoder.layers[index].before_attention = STAdapter(
                 dim, tuning.bottleneck or max(1, dim // 2), encoder.num_frames

@@ -12,12 +12,12 @@ from tokenmix_ops.convert import mix_tokens
 from tokenmix_ops.video.encoder import VideoEncoder
 from tokenmix_ops.video.tuning.method import (
     Switches,
-    Tuning,
     TuningMethod,
     VideoModel,
     layer_parts,
     parameters_of,
 )
+from tokenmix_ops.video.tuning.settings import Tuning
 
 
 class FramePosition(nn.Module):
@@ -25,11 +25,20 @@ class FramePosition(nn.Module):
 
     def __init__(self, num_frames: int, dim: int) -> None:
         super().__init__()
+        self.num_frames = num_frames
         self.position = nn.Parameter(torch.zeros(num_frames, 1, dim))
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """[batch * num_frames, num_tokens, dim] in and out."""
-        video = hidden_states.unflatten(0, (-1, self.position.shape[0]))
+        """[batch * num_frames, num_tokens, dim] in and out.
+
+        Raises ValueError after `VideoEncoder.set_num_frames`: positions are of so many frames.
+        """
+        if self.num_frames != self.position.shape[0]:
+            raise ValueError(
+                f"temporal_position is of {self.position.shape[0]} frames, the encoder is set to "
+                f"{self.num_frames}; build it with as many frames as it is used with"
+            )
+        video = hidden_states.unflatten(0, (-1, self.num_frames))
         return (video + self.position).flatten(0, 1)
 
 
@@ -40,12 +49,11 @@ class Temporal(TuningMethod):
     """
 
     name = "temporal"
+    takes_layers = False
     source = "ViViT's factorised encoder (Arnab et al., ICCV 2021) on a frozen tower"
 
     def insert(self, encoder: VideoEncoder, tuning: Tuning, layers: tuple[int, ...]) -> None:
         depth = len(encoder.layers)
-        if tuning.layers is not None:
-            raise ValueError(f"method {self.name!r} adds blocks on top: leave layers out")
         if not 1 <= tuning.num_blocks <= depth:
             raise ValueError(f"num_blocks = {tuning.num_blocks} must be 1 to {depth}, the depth")
         blocks = [deepcopy(layer) for layer in encoder.layers[-tuning.num_blocks :]]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json as jsonlib
 import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 from rich.console import Console
@@ -13,13 +14,11 @@ from rich.markdown import Markdown
 from rich.progress import Progress
 from tyro.extras import SubcommandApp
 
+from tokenmix_ops.video.cli import caption, retrieval, training
+
 # Commands import what they need when they run, so that --help is quick.
-app = SubcommandApp()
-data = SubcommandApp()
-app.command(data, name="data", help="Makes and checks video data.")
 
 
-@app.command
 def demo(
     out: Path = Path("demo_out"),
     videos: Path | None = None,
@@ -57,7 +56,6 @@ def demo(
         print(jsonlib.dumps(figures))
 
 
-@app.command
 def explain(json: bool = False) -> None:
     """Lists the backends on this machine, and why others cannot run.
 
@@ -81,7 +79,6 @@ def explain(json: bool = False) -> None:
     print("For one call: tokenmix_ops.explain(query, key, value, mixing)")
 
 
-@app.command
 def bench(
     suite: Literal["layer"] = "layer",
     rounds: int = 21,
@@ -124,7 +121,6 @@ def bench(
         print(f"rows: {path}")
 
 
-@data.command
 def shapes(
     out: tyro.conf.Positional[Path],
     videos: int = 64,
@@ -132,11 +128,12 @@ def shapes(
     frames: int = 8,
     size: int = 112,
     fps: int = 4,
+    captions: Literal["motion", "still"] = "motion",
 ) -> None:
     """Writes the small video world: clips of moving shapes with captions.
 
-    H.264 files in OUT/videos and MSR-VTT-style OUT/annotations.json; the same seed gives the same
-    files.
+    H.264 files in OUT/videos, captions in MSR-VTT's format in OUT/annotations.json and, for
+    training, in OUT/videos.jsonl; the same seed gives the same files.
 
     Example: tokenmix data shapes world --videos 200 --seed 1
 
@@ -147,6 +144,7 @@ def shapes(
         frames: frames of a clip, at least 2.
         size: side of the square picture in pixels, even, at least 16.
         fps: frames a second.
+        captions: say what moves and how, or what there is in a still frame alone.
     """
     from tokenmix_ops.video.data.shapes import write_world
 
@@ -159,27 +157,73 @@ def shapes(
             num_frames=frames,
             size=size,
             fps=fps,
+            captions=captions,
             progress=lambda done: bars.update(task, completed=done),
         )
     print(path)
 
 
+def params(
+    backbone: Literal["vit-b16", "vit-l16"] | None = None,
+    task: Literal["captioning", "retrieval"] | None = None,
+    json: bool = False,
+) -> None:
+    """Counts the parameters that each tuning method updates, beside the paper's figures.
+
+    Example: tokenmix params --backbone vit-b16 --task captioning
+
+    Args:
+        backbone: BLIP's image tower; both if left out.
+        task: both if left out.
+        json: print the rows as JSON.
+    """
+    from tokenmix_ops.video import parameters
+
+    rows = parameters.count(backbone, task)
+    if json:
+        print(jsonlib.dumps([asdict(row) for row in rows]))
+    else:
+        Console().print(Markdown(parameters.table(rows)))
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command; an error the user can mend is one sentence and exit status 1."""
-    config = (tyro.conf.FlagCreatePairsOff,)
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        app.cli(
+        _app(arguments).cli(
             prog="tokenmix",
             args=arguments,
-            config=config,
+            config=(tyro.conf.FlagCreatePairsOff,),
             description="Token-mixing attention for video transformers.",
         )
-    except (ValueError, OSError, RuntimeError) as error:
-        sys.exit(f"tokenmix: {error}")
+    except (ValueError, OSError, RuntimeError, ModuleNotFoundError) as error:
+        # A data loader's worker sends its whole traceback.
+        sys.exit(f"tokenmix: {str(error).strip().splitlines()[-1]}" if str(error) else repr(error))
     except KeyboardInterrupt:
         print("tokenmix: stopped", file=sys.stderr)
         sys.exit(130)
 
 
-if __name__ == "__main__":
-    main()
+def _app(arguments: list[str]) -> SubcommandApp:
+    """All commands; flags of training default to what an experiment file in the arguments says."""
+    app = SubcommandApp()
+    for function in (demo, explain, bench, params):
+        app.command(function)
+    data = SubcommandApp()
+    data.command(shapes)
+    app.command(data, name="data", help="Makes and checks video data.")
+
+    def default(command: str) -> Any:
+        return training.default_experiment(command, arguments if command in arguments[:1] else [])
+
+    app.command(
+        caption.commands(default("caption")),
+        name="caption",
+        help="Video captioning: train, evaluate, predict, export.",
+    )
+    app.command(
+        retrieval.commands(default("retrieval")),
+        name="retrieval",
+        help="Text-video retrieval: train, evaluate, export.",
+    )
+    return app

@@ -1,0 +1,63 @@
+"""Finding a model's folder, with a hub that a test plays."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from tokenmix_ops.video import hub
+
+PATTERNS = ("config.json", "model*.safetensors*", "pytorch_model*.bin*")
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What the played hub is asked; it holds ``files``, or raises ``error``."""
+    played = SimpleNamespace(files=(), error=None, asked=[])
+
+    class Api:
+        def model_info(self, name, timeout):
+            assert timeout <= 10
+            if played.error is not None:
+                raise played.error
+            return SimpleNamespace(siblings=[SimpleNamespace(rfilename=f) for f in played.files])
+
+    def download(name, allow_patterns, local_files_only):
+        played.asked.append((name, allow_patterns, local_files_only))
+        return "/cache/snapshot"
+
+    monkeypatch.setattr(hub, "HfApi", Api)
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    return played
+
+
+def test_a_directory_is_itself(tmp_path, calls):
+    assert hub.model_folder(tmp_path, PATTERNS, "") == tmp_path
+    assert calls.asked == []
+
+
+@pytest.mark.parametrize("safetensors", [True, False])
+def test_weights_are_fetched_in_one_format(safetensors, calls):
+    calls.files = ["config.json", "pytorch_model.bin"] + ["model.safetensors"] * safetensors
+    assert str(hub.model_folder("a/b", PATTERNS, "")) == "/cache/snapshot"
+    wanted = list(PATTERNS[:2] if safetensors else PATTERNS)
+    assert calls.asked == [("a/b", wanted, False)]
+
+
+def test_without_the_hub_the_cache_serves(calls):
+    calls.error = ConnectionError("no network")
+    assert str(hub.model_folder("a/b", PATTERNS, "")) == "/cache/snapshot"
+    assert calls.asked == [("a/b", list(PATTERNS), True)]
+
+
+def test_what_neither_has_is_named_with_its_cause(calls, monkeypatch):
+    def nothing(*_, **__):
+        raise FileNotFoundError("not in the cache")
+
+    calls.error = ConnectionError("no network\nat all")
+    monkeypatch.setattr(hub, "snapshot_download", nothing)
+    with pytest.raises(ValueError) as error:
+        hub.model_folder("a/b", PATTERNS, "do this")
+    assert str(error.value) == (
+        "a/b is no directory or file, and the Hugging Face hub does not give it, "
+        "ConnectionError: no network; do this"
+    )

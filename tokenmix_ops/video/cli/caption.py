@@ -1,0 +1,166 @@
+"""``tokenmix caption``: trains captioners, scores them, and captions videos."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import sys
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import OmitArgPrefixes, Positional
+from tyro.extras import SubcommandApp
+
+from tokenmix_ops.video.cli import training
+from tokenmix_ops.video.experiments.settings import Captioning
+
+
+def commands(default: Captioning) -> SubcommandApp:
+    """The subcommands; ``default`` is what `train` starts from before its flags."""
+    app = SubcommandApp()
+
+    @app.command
+    def train(
+        experiment: OmitArgPrefixes[Captioning] = default,
+        out: Path = Path("runs/captioning"),
+        config: Path | None = None,
+        tiny: bool = False,
+        resume: bool = False,
+        print_config: bool = False,
+        json: bool = False,
+    ) -> None:
+        """Tunes BLIP on captioned videos; writes a checkpoint with what was updated.
+
+        For several GPUs: accelerate launch -m tokenmix_ops.video.cli caption train ...
+
+        Example: tokenmix caption train --data videos.jsonl --method token_mixing --out runs/mine
+
+        Args:
+            experiment: settings; flags override those of --config.
+            out: folder for checkpoints, the curve and the states to resume from.
+            config: an experiment file, as those in configs/captioning.
+            tiny: start from a small random model, with settings that suit it, to try things out.
+            resume: go on with the training in --out where it stopped.
+            print_config: print the whole experiment as YAML, and do nothing.
+            json: print the final figures as JSON, and progress on standard error.
+        """
+        training.train(experiment, out, resume, print_config, json)
+
+    @app.command
+    def evaluate(
+        checkpoint: Positional[str],
+        data: Path,
+        root: Path | None = None,
+        split: Literal["train", "val", "test"] = "test",
+        model: str | None = None,
+        num_beams: int | None = None,
+        batch_size: int = 16,
+        workers: int = 2,
+        precision: Literal["no", "bf16", "fp16"] = "no",
+        out: Path | None = None,
+        json: bool = False,
+    ) -> None:
+        """Captions a split of captioned videos and scores the captions.
+
+        Example: tokenmix caption evaluate runs/mine/best.safetensors --data videos.jsonl
+
+        Args:
+            checkpoint: what train wrote, or a whole model: a directory, a hub name, a .pth file.
+            data: JSON lines, one video a line.
+            root: folder that its paths start from; by default the one of the data.
+            split: which videos.
+            model: the model that was tuned, if it is not where the checkpoint says.
+            num_beams: beams of the search; by default those of the training.
+            batch_size: videos at a time.
+            workers: processes that read videos.
+            precision: type of mixed precision.
+            out: file for the captions, COCO-style JSON.
+            json: print the figures as JSON.
+        """
+        from tokenmix_ops.video.experiments.evaluating import evaluate_captions
+
+        figures, captions = evaluate_captions(
+            checkpoint,
+            data,
+            root,
+            split,
+            model=model,
+            num_beams=num_beams,
+            batch_size=batch_size,
+            workers=workers,
+            precision=precision,
+        )
+        if figures is None:
+            return
+        if out is not None:
+            rows = [{"image_id": name, "caption": text} for name, text in captions.items()]
+            out.write_text(jsonlib.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        training.show(figures, as_json=json)
+
+    @app.command
+    def predict(
+        checkpoint: Positional[str],
+        videos: Positional[tuple[Path, ...]],
+        model: str | None = None,
+        num_beams: int | None = None,
+        top_p: float | None = None,
+        num_captions: int = 1,
+        seed: int = 0,
+        json: bool = False,
+    ) -> None:
+        """Captions video files, or folders of numbered images.
+
+        Example: tokenmix caption predict runs/mine/best.safetensors holiday.mp4 cat.webm
+
+        Args:
+            checkpoint: what train wrote, or a whole model: a directory, a hub name, a .pth file.
+            videos: files in any format that FFmpeg reads, or folders of numbered images.
+            model: the model that was tuned, if it is not where the checkpoint says.
+            num_beams: beams of the search; by default those of the training.
+            top_p: draw from the likeliest tokens of this total probability, instead of searching.
+            num_captions: captions of each video.
+            seed: of what is drawn.
+            json: print a JSON object a video, with its captions or its error.
+        """
+        from tokenmix_ops.video.experiments.evaluating import predict_captions
+
+        if not videos:
+            raise ValueError("no videos given")
+        failed = 0
+        for path, captions, error in predict_captions(
+            checkpoint,
+            videos,
+            model=model,
+            num_beams=num_beams,
+            top_p=top_p,
+            num_captions=num_captions,
+            seed=seed,
+        ):
+            failed += error is not None
+            if json:
+                row = {"video": str(path), "captions": captions, "error": error}
+                print(jsonlib.dumps(row), flush=True)
+            elif error is not None:
+                print(f"tokenmix: {error}", file=sys.stderr)
+            else:
+                print(f"{path}: {'; '.join(captions)}", flush=True)
+        if failed:
+            raise ValueError(f"{failed} of {len(videos)} videos could not be captioned")
+
+    @app.command
+    def export(
+        checkpoint: Positional[Path], out: Positional[Path], model: str | None = None
+    ) -> None:
+        """Writes a whole transformers model directory of a checkpoint.
+
+        Example: tokenmix caption export runs/mine/best.safetensors my_captioner
+
+        Args:
+            checkpoint: what train wrote.
+            out: the directory; it is made.
+            model: the model that was tuned, if it is not where the checkpoint says.
+        """
+        from tokenmix_ops.video.experiments.evaluating import export_checkpoint
+
+        print(export_checkpoint("captioning", checkpoint, out, model))
+
+    return app

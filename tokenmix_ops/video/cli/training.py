@@ -1,0 +1,81 @@
+"""What ``tokenmix caption`` and ``tokenmix retrieval`` share: defaults, and showing figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.table import Table
+
+from tokenmix_ops.video.experiments.files import as_yaml, read_experiment
+from tokenmix_ops.video.experiments.settings import EXPERIMENTS, Captioning, Retrieval
+
+E = TypeVar("E", Captioning, Retrieval)
+
+TASKS = {"caption": "captioning", "retrieval": "retrieval"}
+
+
+def default_experiment(command: str, arguments: list[str]) -> Any:
+    """What an experiment is before its flags are read: of ``--config``, and of ``--tiny``."""
+    task = TASKS[command]
+    path = _value_of("--config", arguments)
+    experiment: Any = EXPERIMENTS[task]() if path is None else read_experiment(path, task)
+    return tiny(experiment) if "--tiny" in arguments else experiment
+
+
+def tiny(experiment: E) -> E:
+    """The same with a small random model, and with settings that suit it."""
+    return replace(
+        experiment,
+        tiny=True,
+        videos=replace(experiment.videos, image_size=56),
+        tuning=replace(experiment.tuning, everything=True),
+        training=replace(
+            experiment.training, learning_rate=1e-3, schedule="cosine", warmup_steps=20, workers=0
+        ),
+    )
+
+
+def train(
+    experiment: Captioning | Retrieval, out: Path, resume: bool, print_config: bool, json_: bool
+) -> None:
+    """Trains, or prints the experiment alone."""
+    if print_config:
+        print(as_yaml(experiment), end="")
+        return
+    from tokenmix_ops.video.experiments.running import run
+
+    figures = run(experiment, out, resume=resume, console=Console(stderr=json_, highlight=False))
+    if json_:
+        print(json.dumps(figures))
+    else:
+        best = figures["best"] or figures["last"]
+        print(f"{out / ('best' if figures['best'] else 'last')}.safetensors")
+        if best is not None:
+            show(best, as_json=False)
+
+
+def show(figures: Mapping[str, Any], *, as_json: bool) -> None:
+    """Prints figures as JSON, or as a table of one row."""
+    if as_json:
+        print(json.dumps(figures))
+        return
+    shown = {name: value for name, value in figures.items() if name not in ("update", "score")}
+    table = Table(*shown, box=None)
+    table.add_row(
+        *(f"{value:.2f}" if isinstance(value, float) else str(value) for value in shown.values())
+    )
+    Console().print(table)
+
+
+def _value_of(flag: str, arguments: list[str]) -> str | None:
+    for index, argument in enumerate(arguments):
+        if argument == flag and index + 1 < len(arguments):
+            return arguments[index + 1]
+        if argument.startswith(f"{flag}="):
+            return argument.partition("=")[2]
+    return None

@@ -1,0 +1,1 @@
+"""Experiments: settings and their files, the two tasks, and running them."""

@@ -1,0 +1,133 @@
+"""What is done with a trained model: scoring it, captioning videos, writing it out whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from tokenmix_ops.video.captioning import VideoCaptioner
+from tokenmix_ops.video.checkpoints import export
+from tokenmix_ops.video.data.clips import ClipError, normalize_clip, read_clip
+from tokenmix_ops.video.engine.placement import start_accelerator
+from tokenmix_ops.video.experiments.building import Loaded, load_checkpoint, load_whole
+from tokenmix_ops.video.experiments.captioning import caption_split, write_captions
+from tokenmix_ops.video.experiments.files import overridden
+from tokenmix_ops.video.experiments.retrieval import rank_split
+from tokenmix_ops.video.experiments.running import open_data
+from tokenmix_ops.video.experiments.settings import Captioning, Retrieval, Videos
+from tokenmix_ops.video.metrics.captions import caption_scores
+from tokenmix_ops.video.text import clean_caption
+from tokenmix_ops.video.weights import Task
+
+E = TypeVar("E", Captioning, Retrieval)
+
+
+def evaluate_captions(
+    checkpoint: str,
+    data: Path,
+    root: Path | None,
+    split: str,
+    *,
+    model: str | None = None,
+    num_beams: int | None = None,
+    **reading: Any,
+) -> tuple[dict[str, float] | None, dict[str, str]]:
+    """Figures and captions of a split; no figures on other processes than the first."""
+    loaded, experiment = open_model(checkpoint, Captioning(), model)
+    if num_beams is not None:
+        experiment = replace(experiment, decoding=replace(experiment.decoding, num_beams=num_beams))
+    experiment = _reading(experiment, reading)
+    manifest = open_data(Videos(data, root), split)
+    videos = manifest.of_split(split)
+    accelerator = start_accelerator(experiment.training)
+    loaded.model.to(accelerator.device)
+    captions = caption_split(loaded, manifest, split, experiment, accelerator)
+    if not accelerator.is_main_process:
+        return None, captions
+    references = {v.video_id: [clean_caption(c) for c in v.captions] for v in videos}
+    return caption_scores(captions, references), captions
+
+
+def evaluate_ranking(
+    checkpoint: str,
+    data: Path,
+    root: Path | None,
+    split: str,
+    *,
+    model: str | None = None,
+    rerank: int | None = None,
+    **reading: Any,
+) -> dict[str, float] | None:
+    """Retrieval figures of a split; None on other processes than the first."""
+    loaded, experiment = open_model(checkpoint, Retrieval(), model)
+    if rerank is not None:
+        experiment = replace(experiment, rerank=rerank)
+    experiment = _reading(experiment, reading)
+    manifest = open_data(Videos(data, root), split)
+    accelerator = start_accelerator(experiment.training)
+    loaded.model.to(accelerator.device)
+    figures = rank_split(loaded, manifest, split, experiment, accelerator)
+    return figures if accelerator.is_main_process else None
+
+
+def predict_captions(
+    checkpoint: str,
+    videos: Sequence[Path],
+    *,
+    model: str | None = None,
+    num_beams: int | None = None,
+    top_p: float | None = None,
+    num_captions: int = 1,
+    seed: int = 0,
+) -> Iterator[tuple[Path, list[str], str | None]]:
+    """(path, captions, None) of each video, or (path, [], why) of one that cannot be read."""
+    loaded, experiment = open_model(checkpoint, Captioning(), model)
+    captioner = loaded.model
+    assert isinstance(captioner, VideoCaptioner)
+    decoding = replace(experiment.decoding, top_p=top_p)
+    if num_beams is not None:
+        decoding = replace(decoding, num_beams=num_beams)
+    accelerator = start_accelerator(experiment.training)
+    captioner.to(accelerator.device)
+    torch.manual_seed(seed)
+    for path in videos:
+        try:
+            clip = read_clip(path, captioner.encoder.num_frames, captioner.encoder.image_size)
+        except ClipError as error:
+            yield path, [], str(error)
+            continue
+        pixels = normalize_clip(clip)[None].to(accelerator.device)
+        with accelerator.autocast():
+            captions = write_captions(captioner, loaded.tokenizer, pixels, decoding, num_captions)
+        yield path, captions, None
+
+
+def export_checkpoint(task: Task, checkpoint: Path, out: Path, model: str | None = None) -> Path:
+    """Writes a whole transformers model directory of a checkpoint; returns it."""
+    loaded, description = load_checkpoint(checkpoint, model)
+    if description.task != task:
+        raise ValueError(f"{checkpoint} is of task {description.task}, wanted {task}")
+    return export(loaded.model, out, loaded.tokenizer)
+
+
+def open_model(checkpoint: str, default: E, model: str | None = None) -> tuple[Loaded, E]:
+    """A checkpoint with its experiment, or a whole model with the default one.
+
+    Raises ValueError if it is of another task, or not to be found.
+    """
+    task: Task = "captioning" if isinstance(default, Captioning) else "retrieval"
+    if Path(checkpoint).suffix != ".safetensors":
+        return load_whole(task, checkpoint), default
+    loaded, description = load_checkpoint(checkpoint, model)
+    if description.task != task:
+        raise ValueError(f"{checkpoint} is of task {description.task}, wanted {task}")
+    settings = {name: value for name, value in description.settings.items() if name != "task"}
+    return loaded, overridden(default, settings)
+
+
+def _reading(experiment: E, reading: dict[str, Any]) -> E:
+    return replace(experiment, training=replace(experiment.training, **reading))
