@@ -9,10 +9,10 @@ import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import BlipTextConfig
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
@@ -93,7 +93,8 @@ def rerank_rows(
 
 def _model(config: BlipTextConfig, tokens: Tensor, *, shared: bool) -> BlipTextModel:
     torch.manual_seed(0)
-    model = BlipTextModel(config, add_pooling_layer=False).to(tokens.device, tokens.dtype).eval()
+    model = BlipTextModel(config, add_pooling_layer=False).eval()
+    cast(nn.Module, model).to(tokens.device, tokens.dtype)
     if shared:
         share_video_keys(model)
     return model

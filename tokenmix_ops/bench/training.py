@@ -89,35 +89,31 @@ class Size:
     text: Mapping[str, Any] = field(default_factory=dict)
 
 
+def build(run: Run, size: Size) -> VideoCaptioner:
+    """The run's model on PyTorch's default device, with random weights."""
+    config = blip_config(
+        "vit-b16", "captioning", image_size=size.image_size, vision=size.vision, text=size.text
+    )
+    blip: Any = build_blip(config, "captioning")
+    model = VideoCaptioner(blip, num_frames=size.num_frames)
+    apply(model, TUNINGS[run.name])
+    return as_published(model) if run.way == "published" else model
+
+
 class Training:
-    """A run made ready: ``step()`` is one update.
+    """A model of `build` on random data, on the default device; ``step()`` is one update."""
 
-    Model and data are random, on PyTorch's default device.
-    """
-
-    def __init__(self, run: Run, size: Size) -> None:
-        config: Any = blip_config(
-            "vit-b16",
-            "captioning",
-            image_size=size.image_size,
-            vision=size.vision,
-            text=size.text,
-        )
-        blip: Any = build_blip(config, "captioning")
-        # What builds the model without drawing its weights leaves them apart.
-        blip.tie_weights()
-        self.model = VideoCaptioner(blip, num_frames=size.num_frames)
-        apply(self.model, TUNINGS[run.name])
-        if run.way == "published":
-            as_published(self.model)
-        self.model.train()
+    def __init__(self, model: VideoCaptioner, run: Run, size: Size) -> None:
+        self.model = model.train()
         self.updated = [p for p in self.model.parameters() if p.requires_grad]
         # As PyTorch chooses by itself on a GPU.
         self.optimizer = torch.optim.AdamW(
             self.updated, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, foreach=True
         )
         picture = (3, size.image_size, size.image_size)
-        input_ids = torch.randint(config.text_config.vocab_size - 2, (size.batch, size.length))
+        input_ids = torch.randint(
+            model.blip_config.text_config.vocab_size, (size.batch, size.length)
+        )
         self.batch = (
             torch.randn(size.batch, size.num_frames, *picture),
             input_ids,
@@ -160,7 +156,7 @@ def heat_rows(
     def prepare(run: Run) -> None:
         before = torch.cuda.memory_allocated() if on_gpu else 0
         with torch.device(device):
-            training = Training(run, size)
+            training = Training(build(run, size), run, size)
         training.step()
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()

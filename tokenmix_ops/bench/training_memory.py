@@ -18,7 +18,6 @@ counted are what kernels use inside themselves, the allocator's fragments, and t
 from __future__ import annotations
 
 import argparse
-import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable
@@ -26,19 +25,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers.initialization import no_init_weights
 
 from tokenmix_ops.bench.measure import environment
 from tokenmix_ops.bench.passes import rounded
 from tokenmix_ops.bench.render import rendered, write_rows
 from tokenmix_ops.bench.suites import Row
-from tokenmix_ops.bench.training import Run, Size, Training, about, all_runs
+from tokenmix_ops.bench.training import Run, Size, Training, about, all_runs, build
 from tokenmix_ops.bench.training_table import KINDS, memory_table
 
 BLOCK = 512
@@ -145,12 +143,11 @@ def peak_memory(run: Run, size: Size) -> tuple[Counter[str], int]:
     Activations are what forward passes make, the batch included; temporary is what lives at that
     moment of a backward pass or an update, but gradients of parameters.
     """
-    with warnings.catch_warnings(), FakeTensorMode():
-        # Methods that copy layers make PyTorch look where a tensor's data would lie.
-        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
-        # Drawing weights would look at numbers, and here are none.
-        with no_init_weights():
-            training = Training(run, size)
+    with torch.device("meta"):
+        model = build(run, size)
+    with FakeTensorMode():
+        _make_fake(model)
+        training = Training(model, run, size)
         meter = MemoryMeter()
         for tensor in (*training.model.parameters(), *training.model.buffers()):
             meter.mark(tensor, "parameters")
@@ -165,6 +162,23 @@ def peak_memory(run: Run, size: Size) -> tuple[Counter[str], int]:
                 for tensor in state.values():
                     meter.mark(tensor, "optimiser states")
         return meter.peak, sum(p.numel() for p in training.updated)
+
+
+def _make_fake(model: nn.Module) -> None:
+    """Replaces tensors on the meta device, for which autocast has no rules, by fake CPU ones."""
+    fakes: dict[Tensor, Tensor] = {}
+    for module in model.modules():
+        for own in (module._parameters, module._buffers):
+            for name, tensor in own.items():
+                if tensor is None:
+                    continue
+                if tensor not in fakes:
+                    fake = torch.empty(tensor.shape, dtype=tensor.dtype)
+                    is_parameter = isinstance(tensor, nn.Parameter)
+                    fakes[tensor] = (
+                        nn.Parameter(fake, tensor.requires_grad) if is_parameter else fake
+                    )
+                own[name] = fakes[tensor]  # type: ignore[assignment]
 
 
 def _step(training: Training, meter: MemoryMeter) -> None:

@@ -12,7 +12,7 @@ from transformers import BlipForConditionalGeneration
 from tokenmix_ops.mixing import Mixing
 from tokenmix_ops.video.cross_attention import VideoMemory, share_video_keys
 from tokenmix_ops.video.encoder import Layers, VideoEncoder
-from tokenmix_ops.video.tuning import Tuning
+from tokenmix_ops.video.tuning.settings import Tuning
 
 IGNORED = -100
 

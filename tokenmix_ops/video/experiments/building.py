@@ -14,7 +14,7 @@ from tokenmix_ops.video.captioning import VideoCaptioner
 from tokenmix_ops.video.checkpoints import Description, TaskModel, describe, load_updated
 from tokenmix_ops.video.experiments.settings import Captioning, Retrieval
 from tokenmix_ops.video.retrieval import VideoRetriever
-from tokenmix_ops.video.text import CaptionTokenizer
+from tokenmix_ops.video.text import CaptionTokenizer, clean_caption
 from tokenmix_ops.video.tuning import Tuning, apply
 from tokenmix_ops.video.weights import Blip, Task, load_blip, tiny_blip
 
@@ -40,22 +40,32 @@ def load_image_model(
     num_frames: int | None = None,
     image_size: int | None = None,
     drop_path: float = 0.0,
+    tokenizer: str | None = None,
 ) -> Loaded:
-    """A BLIP model over videos, not yet tuned. Raises ValueError as `load_blip` does.
+    """A BLIP model over videos, not yet tuned.
+
+    Raises ValueError as `load_blip` does, and if the tokenizer has words that the model lacks.
 
     ``num_frames``: None for those that `export` noted with the model, or 8.
     """
     blip = load_blip(name, task, image_size=image_size)
-    tokenizer = CaptionTokenizer.from_pretrained(name)
+    words = CaptionTokenizer.from_pretrained(tokenizer or name)
+    known: int = blip.get_input_embeddings().weight.shape[0]
+    if words.vocab_size > known:
+        raise ValueError(
+            f"the tokenizer {tokenizer or name} has {words.vocab_size} words, more than the "
+            f"{known} of {name}; --tokenizer names another"
+        )
     if num_frames is None:
         num_frames = int(_noted(blip.config).get("num_frames", 8))
-    return Loaded(_over_videos(blip, tokenizer, num_frames, drop_path), tokenizer, name)
+    return Loaded(_over_videos(blip, words, num_frames, drop_path), words, name)
 
 
 def start(experiment: Captioning | Retrieval, captions: Sequence[str], folder: Path) -> Loaded:
     """The model that an experiment starts from, tuning applied; initialised by the seed alone.
 
-    With ``tiny`` a small random one, its vocabulary that of ``captions``, kept in the folder.
+    With ``tiny`` a small random one, kept in the folder; its vocabulary, where no tokenizer is
+    named, is that of ``captions``.
     """
     task: Task = "captioning" if isinstance(experiment, Captioning) else "retrieval"
     name = experiment.model
@@ -63,7 +73,11 @@ def start(experiment: Captioning | Retrieval, captions: Sequence[str], folder: P
     if experiment.tiny:
         home = folder / TINY_FOLDER
         if not home.exists():
-            tokenizer = CaptionTokenizer.from_captions(captions)
+            tokenizer = (
+                CaptionTokenizer.from_captions(map(clean_caption, captions))
+                if experiment.tokenizer is None
+                else CaptionTokenizer.from_pretrained(experiment.tokenizer)
+            )
             blip = tiny_blip(
                 task,
                 tokenizer.vocab_size,
@@ -82,6 +96,7 @@ def start(experiment: Captioning | Retrieval, captions: Sequence[str], folder: P
         num_frames=experiment.videos.num_frames,
         image_size=experiment.videos.image_size,
         drop_path=experiment.drop_path,
+        tokenizer=None if experiment.tiny else experiment.tokenizer,
     )
     apply(loaded.model, experiment.tuning)
     return loaded._replace(name=f"./{TINY_FOLDER}" if experiment.tiny else experiment.model)
@@ -103,6 +118,7 @@ def load_checkpoint(
         name,
         num_frames=description.num_frames,
         image_size=description.image_size,
+        tokenizer=None if name != description.model else description.settings.get("tokenizer"),
     )
     load_updated(loaded.model, path)
     loaded.model.eval()

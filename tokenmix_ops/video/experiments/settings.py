@@ -66,6 +66,9 @@ class Captioning:
     videos: OmitArgPrefixes[Videos] = field(default_factory=Videos)
     model: str = "Salesforce/blip-image-captioning-base"
     """Model to start from: a hub name, a model directory, or an original BLIP .pth file."""
+    tokenizer: str | None = None
+    """Where the vocabulary is: a hub name, or a folder with BERT's vocab.txt; None: with the
+    model, or BERT's for a .pth file."""
     tiny: Suppress[bool] = False
     """A random small model in place of it, to try things out."""
     drop_path: float = 0.0
@@ -84,6 +87,9 @@ class Retrieval:
     videos: OmitArgPrefixes[Videos] = field(default_factory=Videos)
     model: str = "Salesforce/blip-itm-base-coco"
     """Model to start from: a hub name, a model directory, or an original BLIP .pth file."""
+    tokenizer: str | None = None
+    """Where the vocabulary is: a hub name, or a folder with BERT's vocab.txt; None: with the
+    model, or BERT's for a .pth file."""
     tiny: Suppress[bool] = False
     """A random small model in place of it, to try things out."""
     drop_path: float = 0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from transformers import BlipForImageTextRetrieval
 from tokenmix_ops.mixing import Mixing
 from tokenmix_ops.video.cross_attention import CrossAttention, VideoMemory, share_video_keys
 from tokenmix_ops.video.encoder import Layers, VideoEncoder
+from tokenmix_ops.video.tuning.settings import Tuning
 
 
 class EncodedVideos(NamedTuple):
@@ -33,6 +34,8 @@ class VideoRetriever(nn.Module):
         enc_token_id: the token [ENC]; the last of the vocabulary, as in BLIP, if None.
     """
 
+    blip_class = BlipForImageTextRetrieval
+
     def __init__(
         self,
         model: BlipForImageTextRetrieval,
@@ -47,7 +50,7 @@ class VideoRetriever(nn.Module):
             raise ValueError(
                 f"model must be a BlipForImageTextRetrieval, got {type(model).__name__}"
             )
-        vocabulary = model.config.text_config.vocab_size
+        vocabulary = model.text_encoder.config.vocab_size
         self.enc_token_id = vocabulary - 1 if enc_token_id is None else enc_token_id
         if not 0 <= self.enc_token_id < vocabulary:
             raise ValueError(
@@ -61,6 +64,13 @@ class VideoRetriever(nn.Module):
         self.text_proj = model.text_proj
         self.itm_head = model.itm_head
         share_video_keys(self.text_encoder)
+        self.blip_config: Any = model.config
+        self.tuning: Tuning | None = None
+
+    def heads(self) -> list[nn.Parameter]:
+        """The projection heads and the matching head, which stand for the language head (LH)."""
+        parts = (self.vision_proj, self.text_proj, self.itm_head)
+        return [parameter for part in parts for parameter in part.parameters()]
 
     def embed_videos(self, pixels: Tensor) -> Tensor:
         """Unit vectors [batch, 256] of videos [batch, T, 3, H, W].

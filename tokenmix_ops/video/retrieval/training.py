@@ -71,7 +71,8 @@ class RetrievalTraining(nn.Module):
         with torch.no_grad():
             self.temperature.clamp_(*TEMPERATURES)
         input_ids, attention_mask = batch["input_ids"], batch["attention_mask"]
-        everyone = GlobalBatch.around(*input_ids.shape, input_ids.device)
+        pairs, length = input_ids.shape
+        everyone = GlobalBatch.around(pairs, length, input_ids.device)
 
         embedding, tokens = self.retriever.encode_videos(batch["pixels"])
         texts = self.retriever.embed_texts(input_ids, attention_mask)
@@ -123,18 +124,14 @@ class RetrievalTraining(nn.Module):
         negatives = draw_negatives(features, self.temperature, generator)
         texts, videos = negatives.texts[everyone.own], negatives.videos[everyone.own]
 
-        def of_all(rows: Tensor) -> Tensor:
-            return everyone.gather(pad(rows, (0, everyone.longest - rows.shape[1])))
+        def with_wrong(rows: Tensor) -> Tensor:
+            """Each pair's own text, then its wrong one: those of a video in a row."""
+            rows = pad(rows, (0, everyone.longest - rows.shape[1]))
+            return torch.stack([rows, everyone.gather(rows)[texts]], dim=1).flatten(0, 1)
 
-        length = input_ids.shape[1]
-        all_ids, all_masks = of_all(input_ids)[texts], of_all(attention_mask)[texts]
-        extra = (0, everyone.longest - length)
-        pair_ids = torch.stack([pad(input_ids, extra), all_ids], dim=1).flatten(0, 1)
-        pair_masks = torch.stack([pad(attention_mask, extra), all_masks], dim=1).flatten(0, 1)
         memory = self.retriever.remember(tokens)
-        right, wrong_text = (
-            self.retriever.match(pair_ids, pair_masks, memory).unflatten(0, (-1, 2)).unbind(1)
-        )
+        both = self.retriever.match(with_wrong(input_ids), with_wrong(attention_mask), memory)
+        right, wrong_text = both.unflatten(0, (-1, 2)).unbind(dim=1)
         if len(everyone.sizes) == 1:
             others = memory.select(videos)
         else:

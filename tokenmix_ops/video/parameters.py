@@ -1,0 +1,201 @@
+"""How many parameters each tuning method updates, beside what the paper prints."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal, get_args
+
+import torch
+from transformers import BlipForConditionalGeneration
+
+from tokenmix_ops.video.captioning import VideoCaptioner
+from tokenmix_ops.video.retrieval.retriever import VideoRetriever
+from tokenmix_ops.video.tuning.methods import apply, switches_of
+from tokenmix_ops.video.tuning.settings import Tuning
+from tokenmix_ops.video.weights import blip_config, build_blip
+
+Backbone = Literal["vit-b16", "vit-l16"]
+Task = Literal["captioning", "retrieval"]
+
+_TEXT_LAYERS = ("text_decoder.bert.encoder.layer.", "text_encoder.encoder.layer.")
+_DUAL = "the text says that only the temporal attention is updated, the figure is of whole layers"
+_OURS = "not in the paper"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A method, or one reading of it, that is worth a row.
+
+    ``captioning`` and ``retrieval`` are the millions of parameters that the paper prints for
+    ViT-B/16, in Table 1 (of parts of a layer in Table 4) and in Table 2; None where it does not.
+    """
+
+    name: str
+    tuning: Tuning
+    captioning: float | None = None
+    retrieval: float | None = None
+    note: str = ""
+
+    def paper(self, task: Task) -> float | None:
+        return self.captioning if task == "captioning" else self.retrieval
+
+
+SETTINGS = (
+    Setting(
+        "token_mixing (P)",
+        Tuning("token_mixing"),
+        7.1,
+        7.07,
+        "7.078 in full: the paper rounds it to 7.1 and truncates it to 7.07",
+    ),
+    Setting("token_mixing, attention only", Tuning("token_mixing", ffn=False), 2.4),
+    Setting("token_mixing, FFN only", Tuning("token_mixing", attention=False), 4.7),
+    Setting("token_mixing (F)", Tuning("token_mixing", everything=True)),
+    Setting("spatial (P)", Tuning("spatial")),
+    Setting("spatial (F)", Tuning("spatial", everything=True)),
+    Setting("full", Tuning("full"), 226.5, 226.51, "the layers of the text side are counted too"),
+    Setting("temporal", Tuning("temporal"), 28.3, 28.31),
+    Setting("dual_attention, as the text says", Tuning("dual_attention"), 84.9, note=_DUAL),
+    Setting(
+        "dual_attention, as the figure says", Tuning("dual_attention", ffn=True), 84.9, note=_DUAL
+    ),
+    Setting("st_adapter", Tuning("st_adapter"), 54.8, note="54.854 in full, truncated"),
+    Setting(
+        "adapter, one a layer",
+        Tuning("adapter", ffn=False),
+        1.9,
+        1.88,
+        "what the paper counts",
+    ),
+    Setting(
+        "adapter, two a layer",
+        Tuning("adapter"),
+        1.9,
+        1.88,
+        "what the published code inserts; the paper counts one",
+    ),
+    Setting(
+        "bitfit",
+        Tuning("bitfit"),
+        0.3,
+        0.26,
+        "all biases, those of the text side too",
+    ),
+    Setting("lora", Tuning("lora"), note=_OURS),
+    Setting("frozen", Tuning("frozen"), note=_OURS),
+)
+"""What `count` counts, in the order of its rows."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Parameters that one method updates in one model.
+
+    ``as_paper``: the weight matrices of the visual encoder's layers, new and old; of "full" the
+    text side's layers too, of "bitfit" all biases. ``visual``: all that is updated in the visual
+    encoder, and ``text``: outside of it, heads included. ``checkpoint_mb``: what a float32
+    checkpoint takes, in 10^6 bytes. ``paper``: the paper's figure, in millions, and
+    ``deviation_percent`` of ``as_paper`` from it, None where there is none.
+    """
+
+    method: str
+    backbone: Backbone
+    task: Task
+    as_paper: int
+    visual: int
+    text: int
+    total: int
+    checkpoint_mb: float
+    paper: float | None
+    deviation_percent: float | None
+    note: str
+
+
+def count(backbone: Backbone | None = None, task: Task | None = None) -> list[Row]:
+    """A row for each of `SETTINGS`, of one backbone and task or, if None, of all of them.
+
+    Nothing is allocated but shapes.
+    """
+    return [
+        _row(setting, model, b, t)
+        for b in (get_args(Backbone) if backbone is None else (backbone,))
+        for t in (get_args(Task) if task is None else (task,))
+        for model in [_model(b, t)]
+        for setting in SETTINGS
+    ]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as Markdown, a table for each backbone and task; M is 10^6 parameters.
+
+    "–" stands where the paper prints no figure.
+    """
+    head = (
+        "| updated | as the paper counts, M | paper, M | deviation "
+        "| visual encoder, M | text side, M | total, M | checkpoint, MB | |\n"
+        "|:---|---:|---:|---:|---:|---:|---:|---:|:---|"
+    )
+    parts = []
+    for (backbone, task), group in groupby(rows, key=lambda row: (row.backbone, row.task)):
+        parts.append("\n".join([f"### {backbone}, {task}\n", head, *map(_line, group)]))
+    return "\n\n".join(parts)
+
+
+def _line(row: Row) -> str:
+    paper = "–" if row.paper is None else f"{row.paper:g}"
+    deviation = "–" if row.deviation_percent is None else f"{row.deviation_percent:+.1f} %"
+    millions = [f"{n / 1e6:.3f}" for n in (row.as_paper, row.visual, row.text, row.total)]
+    counted, *honest = millions
+    cells = [row.method, counted, paper, deviation, *honest, f"{row.checkpoint_mb:.1f}", row.note]
+    return f"| {' | '.join(cells)} |"
+
+
+def _model(backbone: Backbone, task: Task) -> VideoCaptioner | VideoRetriever:
+    with torch.device("meta"):
+        blip = build_blip(blip_config(backbone, task), task)
+        if isinstance(blip, BlipForConditionalGeneration):
+            return VideoCaptioner(blip)
+        return VideoRetriever(blip, mixing_layers=())
+
+
+def _row(
+    setting: Setting, model: VideoCaptioner | VideoRetriever, backbone: Backbone, task: Task
+) -> Row:
+    # Of its own it needs the encoder's modules, which are changed, and no more.
+    tensors: list[torch.Tensor] = [*model.parameters(), *model.buffers()]
+    shared = [*tensors, *(part for part in model.children() if part is not model.encoder)]
+    model = copy.deepcopy(model, {id(part): part for part in shared})
+    with torch.device("meta"):
+        apply(model, setting.tuning)
+    updated = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    total = sum(p.numel() for p in updated.values())
+    visual = sum(p.numel() for name, p in updated.items() if name.startswith("encoder."))
+    as_paper = sum(p.numel() for n, p in updated.items() if _counts(n, p, setting.tuning))
+    paper = setting.paper(task) if backbone == "vit-b16" else None
+    return Row(
+        method=setting.name,
+        backbone=backbone,
+        task=task,
+        as_paper=as_paper,
+        visual=visual,
+        text=total - visual,
+        total=total,
+        checkpoint_mb=total * 4 / 1e6,
+        paper=paper,
+        deviation_percent=None if paper is None else (as_paper / paper / 1e6 - 1) * 100,
+        # A note on a figure says nothing where there is none.
+        note="" if paper is None and setting.captioning is not None else setting.note,
+    )
+
+
+def _counts(name: str, parameter: torch.Tensor, tuning: Tuning) -> bool:
+    """Whether the paper's figures count an updated parameter."""
+    if tuning.method == "bitfit":
+        return True
+    layers: tuple[str, ...] = ("encoder.vision_model.encoder.layers.",)
+    if tuning.method == "full" and switches_of(tuning).everything:
+        layers += _TEXT_LAYERS
+    return parameter.dim() > 1 and name.startswith(layers)
