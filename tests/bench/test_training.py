@@ -50,15 +50,16 @@ def test_the_authors_way_computes_the_same(name):
     model = build(run, TINY)
     batch = Training(model, run, TINY).batch
     model.eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape)
     ours = loss_and_gradients(model, batch)
     parameters = list(model.parameters())
     theirs = loss_and_gradients(as_published(model), batch)
     assert {id(p) for p in model.parameters()} == {id(p) for p in parameters}
     assert not any("Converted" in type(m).__name__ for m in model.modules())
     for a, b in zip(ours, theirs, strict=True):
-        assert (a - b).norm() <= 1e-4 * ours[1].norm() + 1e-4 * a.norm()
+        assert (a - b).norm() <= 1e-4 * a.norm() + 1e-6
 
 
 def test_a_mixing_that_was_not_published_is_refused():
@@ -223,13 +224,14 @@ def test_a_run_that_fails_says_why_and_the_others_go_on(hasty, monkeypatch):
     assert len(done["rounds_ms"]) == 2
 
 
-def test_the_command_writes_rows_that_become_a_table(hasty, tmp_path, capsys):
-    training.main(["--device", "cpu", "--out", str(tmp_path), "--commit", "0123456789"])
-    rows = render.read_rows(tmp_path / "training-cpu.jsonl")
+def test_the_command_writes_rows_and_the_readme_beside_them(hasty, tmp_path, capsys):
+    readme, results = tmp_path / "README.md", tmp_path / "results"
+    readme.write_text("<!-- rendered: training-cpu -->\nNot measured.\n<!-- end of rendered -->\n")
+    training.main(["--device", "cpu", "--out", str(results), "--commit", "0123456789"])
+    rows = render.read_rows(results / "training-cpu.jsonl")
     assert len(rows) == 5
     assert {row["commit"] for row in rows} == {"0123456789"}
-    text = "<!-- rendered: training-cpu -->\nNot measured.\n<!-- end of rendered -->\n"
-    table = render.rendered(text, tmp_path)
+    table = readme.read_text()
     assert f"| {TOKEN_MIXING} against the authors' way in float32 |" in table
     assert "GiB" not in table
     assert table.split("\n", 1)[1].rsplit("\n", 2)[0] in capsys.readouterr().out

@@ -2,8 +2,8 @@
 
     python -m tokenmix_ops.bench.training --out DIR
 
-The size is the paper's on a CUDA GPU, and one video with ``--device cpu``. DIR gets the rows of
-data, training-<device>.jsonl.
+The size is the paper's on a CUDA GPU, and one video for half the layers with ``--device cpu``. DIR
+gets the rows of data, training-<device>.jsonl, and a README.md beside DIR has its tables rendered.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tokenmix_ops.bench.measure import (
 )
 from tokenmix_ops.bench.passes import failure, figures, rounded
 from tokenmix_ops.bench.published import as_published
-from tokenmix_ops.bench.render import write_rows
+from tokenmix_ops.bench.render import rendered, write_rows
 from tokenmix_ops.bench.suites import Row
 from tokenmix_ops.bench.training_table import FROZEN_PATCHES, TOKEN_MIXING, training_table
 from tokenmix_ops.video.captioning import VideoCaptioner
@@ -237,7 +237,7 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m tokenmix_ops.bench.training",
         description="Times fine-tuning by every method against the authors' way of computing.",
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder for the rows")
+    parser.add_argument("--out", type=Path, default=Path("results"), help="folder for the rows")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--seconds", type=float, default=480, help="for all of it (480)")
     parser.add_argument("--commit", help="what is measured, where the checkout does not say it")
@@ -263,6 +263,9 @@ def main(arguments: list[str] | None = None) -> None:
     clock = EventClock() if on_gpu else HostClock()
     named = parts(options.device, SIZES[options.device], clock)
     left_out = measure(named, options.seconds, keep)
+    readme = options.out.resolve().parent / "README.md"
+    if readme.exists():
+        readme.write_text(rendered(readme.read_text(), options.out))
     if rows:
         print(training_table(rows))
     print(f"\nrows: {path}")

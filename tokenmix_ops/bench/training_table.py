@@ -49,7 +49,7 @@ def memory_table(rows: Sequence[Row]) -> str:
     the peaks in bfloat16."""
     found = _by_column(rows)
     titles = [f"{column.title}, GiB" for column in COLUMNS]
-    lines = [_line("fine-tuning by", "updated, M", *titles, "paper, GB")]
+    lines = [_line("fine-tuning by", "updated in all, M", *titles, "paper, GB")]
     lines.append("|---|" + "---:|" * (2 + len(COLUMNS)))
     for name in _names(rows):
         peaks = [_figure(found.get((name, column)), "peak_gib", ".1f") for column in COLUMNS]

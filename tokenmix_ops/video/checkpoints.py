@@ -236,19 +236,27 @@ def _read(path: Path) -> tuple[Description, dict[str, Tensor]]:
         raise ValueError(f"{path} does not exist") from error
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is cut off or not a safetensors file: {error}") from error
+    try:
+        return _described(metadata), tensors
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} describes itself in a way that cannot be read, {type(error).__name__}: {error}"
+        ) from error
+
+
+def _described(metadata: dict[str, str]) -> Description:
     tuning = json.loads(metadata["tuning"])
+    if tuning["method"] not in METHODS:
+        raise ValueError(f"method {tuning['method']!r} is not known")
     if tuning["layers"] is not None:
         tuning["layers"] = tuple(tuning["layers"])
-    return (
-        Description(
-            task=metadata["task"],
-            tuning=Tuning(**tuning),
-            num_frames=int(metadata["num_frames"]),
-            image_size=int(metadata["image_size"]),
-            model=metadata["model"],
-            settings=json.loads(metadata["settings"]),
-            figures=json.loads(metadata["figures"]),
-            base=metadata["base"],
-        ),
-        tensors,
+    return Description(
+        task=metadata["task"],
+        tuning=Tuning(**tuning),
+        num_frames=int(metadata["num_frames"]),
+        image_size=int(metadata["image_size"]),
+        model=metadata["model"],
+        settings=json.loads(metadata["settings"]),
+        figures=json.loads(metadata["figures"]),
+        base=metadata["base"],
     )

@@ -44,7 +44,7 @@ class Tuning:
     """Width inside an adapter; None: an eighth of the model's, of an ST-Adapter half of it."""
     rank: int = 8
     """Rank of a LoRA update."""
-    num_blocks: int = 4
-    """Temporal blocks on top, of temporal and full."""
+    num_blocks: int | None = None
+    """Temporal blocks on top, of temporal and full; None: four, if the tower has as many."""
     temporal_position: bool = False
     """A learnt position of each frame below the first temporal attention; not in the paper."""

@@ -54,9 +54,10 @@ class Temporal(TuningMethod):
 
     def insert(self, encoder: VideoEncoder, tuning: Tuning, layers: tuple[int, ...]) -> None:
         depth = len(encoder.layers)
-        if not 1 <= tuning.num_blocks <= depth:
-            raise ValueError(f"num_blocks = {tuning.num_blocks} must be 1 to {depth}, the depth")
-        blocks = [deepcopy(layer) for layer in encoder.layers[-tuning.num_blocks :]]
+        num_blocks = min(4, depth) if tuning.num_blocks is None else tuning.num_blocks
+        if not 1 <= num_blocks <= depth:
+            raise ValueError(f"num_blocks = {num_blocks} must be 1 to {depth}, the depth")
+        blocks = [deepcopy(layer) for layer in encoder.layers[-num_blocks:]]
         encoder.vision_model.encoder.layers.extend(blocks)
         new = range(depth, depth + len(blocks))
         mix_tokens(encoder.vision_model, encoder.num_frames, "temporal", layers=new)
