@@ -36,5 +36,5 @@ $(VENV)/ready: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "setuptools>=77" "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation \
-		--editable ".[triton,video,test,dev]"
+		--editable ".[triton,video,metrics,test,dev]"
 	touch $@

@@ -142,6 +142,7 @@ def peak(name, dtype=torch.float32, way="tokenmix_ops", size=WIDE):
     return peak_memory(Run(name, dtype, way), size)[0]
 
 
+@pytest.mark.filterwarnings("ignore:Module is None")
 def test_the_peak_agrees_with_pytorchs_tracker():
     # Which takes no frozen parameters, and whose hooks would change what a mixing layer does.
     from torch.distributed._tools.mem_tracker import MemTracker

@@ -246,7 +246,7 @@ def test_gradient_checkpointing_changes_nothing(method):
     gradients = []
     for checkpointed in (False, True):
         captioner = tiny_captioner().train()
-        apply(captioner, Tuning(method=method, num_blocks=1))
+        apply(captioner, Tuning(method=method))
         for layer in captioner.modules():
             if checkpointed and isinstance(layer, GradientCheckpointingLayer):
                 layer._gradient_checkpointing_func = lambda *a: checkpoint(*a, use_reentrant=False)

@@ -11,12 +11,13 @@ from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval
 
 from tokenmix_ops import mix_tokens
 from tokenmix_ops.video import checkpoints
+from tokenmix_ops.video.blip import tiny_blip
 from tokenmix_ops.video.captioning import VideoCaptioner
 from tokenmix_ops.video.checkpoints import describe, export, load_updated, save_updated
 from tokenmix_ops.video.retrieval import VideoRetriever
 from tokenmix_ops.video.text import CaptionTokenizer
 from tokenmix_ops.video.tuning import METHODS, Tuning, apply
-from tokenmix_ops.video.weights import load_blip, tiny_blip
+from tokenmix_ops.video.weights import load_blip
 
 FRAMES, SIZE, WORDS = 3, 40, 60
 INSERTING = {"full", "temporal", "dual_attention", "st_adapter", "adapter"}

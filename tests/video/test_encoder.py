@@ -23,7 +23,7 @@ from transformers import (
 import tokenmix_ops as tm
 from tokenmix_ops.testing import max_error
 from tokenmix_ops.video import VideoEncoder, VideoEncoding, blip_vision_config
-from tokenmix_ops.video.encoder import resize_position_embedding
+from tokenmix_ops.video import weights as reading
 
 BATCH, FRAMES, DIM, HEADS, LAYERS, PATCH, SIZE = 2, 4, 24, 3, 2, 8, 24
 TOKENS = 1 + (SIZE // PATCH) ** 2
@@ -78,16 +78,6 @@ def test_parameters_are_those_of_blip(architecture, size, parameters):
         model = VideoEncoder(blip_vision_config(architecture, image_size=size))
     assert sum(p.numel() for p in model.parameters()) == parameters
     assert {name.partition(".")[0] for name in model.state_dict()} == {"vision_model"}
-
-
-def test_configuration_is_that_of_blip():
-    config = blip_vision_config()
-    assert (config.layer_norm_eps, config.initializer_range) == (1e-6, 0.02)
-    assert (config.image_size, config.patch_size, config.intermediate_size) == (224, 16, 3072)
-    assert (config.hidden_act, config.attention_dropout) == ("gelu", 0.0)
-    large = blip_vision_config("vit-l16", image_size=384, layer_norm_eps=1e-5)
-    assert (large.hidden_size, large.num_hidden_layers, large.num_attention_heads) == (1024, 24, 16)
-    assert (large.image_size, large.layer_norm_eps, large.intermediate_size) == (384, 1e-5, 4096)
 
 
 @pytest.mark.parametrize("mixing", ["released", "paper", "spatial", "adjacent", "temporal"])
@@ -155,10 +145,6 @@ def test_wrong_pixels_are_named(wrong):
 
 
 WRONG_BUILDS = {
-    "architecture": (
-        lambda: blip_vision_config("vit-h14"),
-        "architecture must be one of 'vit-b16', 'vit-l16', got 'vit-h14'",
-    ),
     "mixing": (
         lambda: encoder(mixing="mixed"),
         "mixing must be a Mixing or one of 'paper', 'released', 'spatial', 'adjacent', "
@@ -250,8 +236,27 @@ def test_missing_weights_are_named(saved):
     finally:
         save_file(weights, file, metadata={"format": "pt"})
     names = [n for n in weights if n not in lacking]
-    assert str(error.value) == (
-        f"{directory} lacks weights of its vision tower: {', '.join(sorted(names))}"
+    assert re.fullmatch(
+        rf"{re.escape(str(directory))} does not fit Blip\w+: missing {', '.join(sorted(names))}",
+        str(error.value),
+    )
+
+
+def test_vision_weights_left_over_or_of_another_shape_are_named(saved):
+    directory, _ = saved
+    file = directory / "model.safetensors"
+    weights = load_file(file)
+    prefix = "" if "post_layernorm.weight" in weights else "vision_model."
+    changes = {"adapter.weight": torch.zeros(2), "post_layernorm.bias": torch.zeros(7)}
+    changed = {f"{prefix}{name}": weight for name, weight in changes.items()}
+    save_file({**weights, **changed}, file, metadata={"format": "pt"})
+    try:
+        with pytest.raises(ValueError) as error:
+            VideoEncoder.from_pretrained(directory)
+    finally:
+        save_file(weights, file, metadata={"format": "pt"})
+    assert str(error.value).endswith(
+        f"left over {prefix}adapter.weight; shapes {prefix}post_layernorm.bias: [7] instead of [24]"
     )
 
 
@@ -271,7 +276,7 @@ def test_another_model_is_refused(tmp_path):
     CLIPVisionModel(CLIPVisionConfig(**VISION)).save_pretrained(tmp_path)
     with pytest.raises(ValueError) as error:
         VideoEncoder.from_pretrained(tmp_path)
-    assert str(error.value) == f"{tmp_path} is a 'clip_vision_model' model, wanted a BLIP one"
+    assert str(error.value).startswith(f"{tmp_path} is a clip_vision_model model, wanted a Blip")
 
 
 @pytest.mark.parametrize("kind", ["blip_text_model", "blip_2_vision_model", "blip-2"])
@@ -279,12 +284,30 @@ def test_other_blip_like_models_are_refused(kind, tmp_path):
     (tmp_path / "config.json").write_text(f'{{"model_type": "{kind}"}}')
     with pytest.raises(ValueError) as error:
         VideoEncoder.from_pretrained(tmp_path)
-    assert str(error.value) == f"{tmp_path} is a '{kind}' model, wanted a BLIP one"
+    assert str(error.value).startswith(f"{tmp_path} is a {kind} model, wanted a Blip")
 
 
 def test_a_directory_that_does_not_exist_is_an_os_error(tmp_path):
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="nowhere does not exist; from_pretrained takes a model dir"):
         VideoEncoder.from_pretrained(tmp_path / "nowhere")
+
+
+def test_a_hub_name_is_asked_of_the_hub(saved, monkeypatch):
+    directory, tower = saved
+    folders = {"someone/blip": directory}
+    monkeypatch.setattr(reading, "model_folder", lambda model, files, advice: folders[model])
+    model = VideoEncoder.from_pretrained("someone/blip", num_frames=FRAMES)
+    assert torch.equal(model.vision_model.post_layernorm.bias, tower.post_layernorm.bias)
+
+
+def test_half_precision_becomes_float32_ready_to_train(saved, tmp_path):
+    directory, tower = saved
+    half = type(tower)(tower.config).half()
+    half.save_pretrained(tmp_path)
+    for model in (VideoEncoder.from_pretrained(tmp_path), VideoEncoder.from_pretrained(directory)):
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+        assert all(p.requires_grad for p in model.parameters())
+        assert all(module.training for module in model.modules())
 
 
 class PlainAttention(nn.Module):
@@ -409,6 +432,24 @@ def test_checkpoints_come_in_several_forms(form, tmp_path):
     assert model.config.layer_norm_eps == 1e-6
 
 
+def test_the_weights_given_are_not_those_trained():
+    _, weights = original()
+    before = {name: weight.clone() for name, weight in weights.items()}
+    model = from_original(weights)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    assert all(torch.equal(weights[name], before[name]) for name in before)
+    assert all(module.training for module in model.modules())
+
+
+def test_entries_beside_the_tower_may_be_anything():
+    _, weights = original()
+    assert from_original({**weights, "epoch": 3, 5: None})
+    with pytest.raises(ValueError, match=r"holds other things than tensors: visual_encoder\.norm"):
+        from_original({**weights, "visual_encoder.norm": 3})
+
+
 @pytest.mark.parametrize("size", [16, 40, 96])
 def test_position_embeddings_of_another_grid_are_resized(size):
     _, weights = original()
@@ -422,27 +463,6 @@ def test_position_embeddings_of_another_grid_are_resized(size):
     assert model(clip(size)).tokens.shape[2] == 1 + (size // PATCH) ** 2
 
 
-def test_the_grid_of_384_becomes_that_of_224():
-    generator = torch.Generator().manual_seed(0)
-    embedding = torch.randn(1, 1 + 24 * 24, 5, generator=generator)
-    resized = resize_position_embedding(embedding, 14)
-    assert resized.shape == (1, 197, 5)
-    patches = embedding[:, 1:].reshape(1, 24, 24, 5).permute(0, 3, 1, 2)
-    wanted = interpolate(patches, size=(14, 14), mode="bicubic").permute(0, 2, 3, 1).flatten(1, 2)
-    assert max_error(resized[:, 1:], wanted.double()) < 1e-6
-    assert torch.equal(resized[:, :1], embedding[:, :1])
-    assert resize_position_embedding(embedding, 24) is embedding
-    assert resize_position_embedding(embedding.half(), 14).dtype == torch.float16
-
-
-@pytest.mark.parametrize("shape", [(1, 8, 5), (1, 1, 5), (1, 0, 5), (10, 5)], ids=str)
-def test_position_embeddings_that_are_no_grid_are_refused(shape):
-    with pytest.raises(ValueError) as error:
-        resize_position_embedding(torch.zeros(shape), 3)
-    text = f"position embedding must be [1, 1 + n * n, dim], got {list(shape)}"
-    assert str(error.value) == text
-
-
 def changed(remove=(), **added):
     _, weights = original()
     for name in remove:
@@ -454,11 +474,11 @@ def changed(remove=(), **added):
 WRONG_CHECKPOINTS = {
     "patch size": (
         lambda: from_original(changed(), patch_size=6),
-        "patch_size = 6 must be that of state_dict, 8, and divide image_size = 24",
+        "patch_size must be that of state_dict, 8, got 6",
     ),
     "image size": (
         lambda: from_original(changed(), image_size=28),
-        "patch_size = 8 must be that of state_dict, 8, and divide image_size = 28",
+        "image_size must be a multiple of the patch size 8, got 28",
     ),
     "heads": (
         lambda: from_original(changed(), num_heads=5),
@@ -466,47 +486,47 @@ WRONG_CHECKPOINTS = {
     ),
     "missing": (
         lambda: from_original(changed(["blocks.1.attn.qkv.bias", "norm.weight"])),
-        "state_dict does not fit the vision tower: missing "
+        "state_dict does not fit BlipVisionModel: missing "
         "encoder.layers.1.self_attn.qkv.bias, post_layernorm.weight",
     ),
     "left over": (
         lambda: from_original(changed(blocks__0__attn__gate=torch.zeros(1))),
-        "state_dict does not fit the vision tower: left over blocks.0.attn.gate",
+        "state_dict does not fit BlipVisionModel: left over blocks.0.attn.gate",
     ),
     "shape": (
         lambda: from_original(changed(blocks__0__norm1__bias=torch.zeros(7))),
-        "state_dict does not fit the vision tower: shapes encoder.layers.0.layer_norm1.bias: [7] "
+        "state_dict does not fit BlipVisionModel: shapes encoder.layers.0.layer_norm1.bias: [7] "
         "instead of [24]",
     ),
     "all of it": (
         lambda: from_original(
             changed(["norm.bias"], norm__weight=torch.zeros(1), head=torch.zeros(1))
         ),
-        "state_dict does not fit the vision tower: missing post_layernorm.bias; left over head; "
+        "state_dict does not fit BlipVisionModel: missing post_layernorm.bias; left over head; "
         "shapes post_layernorm.weight: [1] instead of [24]",
     ),
     "no grid": (
         lambda: from_original(changed(pos_embed=torch.zeros(1, 9, DIM))),
-        "position embedding must be [1, 1 + n * n, dim], got [1, 9, 24]",
+        "state_dict does not fit BlipVisionModel: shapes embeddings.position_embedding: [1, 9, 24] "
+        "instead of [1, 5, 24]",
     ),
     "a layer between": (
         lambda: from_original(
             {n.replace("blocks.1.", "blocks.2."): w for n, w in changed().items()}
         ),
-        "state_dict does not fit the vision tower: missing encoder.layers.1.layer_norm1.bias, "
+        "state_dict does not fit BlipVisionModel: missing encoder.layers.1.layer_norm1.bias, "
         "encoder.layers.1.layer_norm1.weight, encoder.layers.1.layer_norm2.bias, "
         "encoder.layers.1.layer_norm2.weight, encoder.layers.1.mlp.fc1.bias and 7 more",
     ),
     "another model": (
         lambda: from_original({"layer.weight": torch.zeros(2), "layer.bias": torch.zeros(2)}),
-        "state_dict is not an original BLIP checkpoint (visual_encoder.blocks.0.attn.qkv.weight "
-        "and so on): it lacks a tensor for embeddings.class_embedding, "
-        "embeddings.position_embedding, embeddings.patch_embedding.weight, "
-        "encoder.layers.0.mlp.fc1.weight; it holds layer.bias, layer.weight",
+        "state_dict is not an original BLIP checkpoint (visual_encoder.cls_token and so on), it "
+        "holds layer.bias, layer.weight; models in transformers' format are read from their "
+        "directory",
     ),
     "without prefix but with text": (
         lambda: from_original({"text_decoder.x": torch.zeros(1), **without_prefix(changed(), "")}),
-        "state_dict does not fit the vision tower: left over text_decoder.x",
+        "state_dict does not fit BlipVisionModel: left over text_decoder.x",
     ),
 }
 
@@ -592,7 +612,10 @@ def test_only_blip_has_a_place(tmp_path):
     model = redraw(BlipVisionModel(BlipVisionConfig(**VISION)))
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    for architectures, text in ((["Nonsense"], "is a Nonsense, wanted one of Blip"), (None, None)):
+    for architectures, text in (
+        (["Nonsense"], "is a Nonsense model, wanted a BlipForConditionalGeneration or "),
+        (None, None),
+    ):
         config["architectures"] = architectures
         (tmp_path / "config.json").write_text(json.dumps(config))
         if text is None:

@@ -7,7 +7,8 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from tokenmix_ops.video.encoder import VideoEncoder, blip_vision_config
+from tokenmix_ops.video.blip import blip_vision_config
+from tokenmix_ops.video.encoder import VideoEncoder
 from tokenmix_ops.video.parameters import SETTINGS, Row, count, table
 from tokenmix_ops.video.tuning import METHODS
 
@@ -144,7 +145,7 @@ def test_the_honest_counts(rows, backbone, task):
     bottleneck, half = width // 8, width // 2
     adapter = 2 * width * bottleneck + bottleneck**2 + 2 * bottleneck + width
     st_adapter = 2 * width * half + half + width + 27 * half**2 + half
-    # With biases and norms; the two last columns of weights are LP and the final norm.
+    # With biases and norms; LP and the final norm come to all of them.
     parts = {
         "token_mixing (P)": layer,
         "token_mixing, attention only": attention + norms // 2,
@@ -215,8 +216,11 @@ def test_the_table_has_a_line_for_every_row(rows):
         f"{backbone}, {task}" for backbone in TOWER for task in ("captioning", "retrieval")
     ]
     lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert {line.count("|") for line in lines} == {10}
+    assert {line.count("|") for line in lines} == {9}
     assert len(lines) == len(rows) + 2 * 4
     start = "| temporal | 28.312 | 28.3 | +0.0 % | 29.096 | 0.623 | 29.718 | 118.9 |"
     assert any(line.startswith(start) for line in lines)
     assert any(line.startswith("| spatial (P) | 7.078 | – | – | 7.832 |") for line in lines)
+    assert "| full | 226.492 | 226.51 | +0.0 % |" in text
+    notes = [line for line in text.splitlines() if line.startswith("- ")]
+    assert notes == [f"- {row.method}: {row.note}" for row in rows.values() if row.note]

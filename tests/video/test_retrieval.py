@@ -143,7 +143,9 @@ def test_losses_are_the_plain_ones(monkeypatch, epoch, alpha):
 
 def test_every_trained_weight_gets_a_gradient_and_no_momentum_weight():
     trained = RetrievalTraining(tiny_retriever(), queue_size=5)
-    trained(batch([0, 1, 2]), 0.5)["loss"].backward()
+    found = trained(batch([0, 1, 2]), 0.5)
+    assert [name for name, loss in found.items() if loss.requires_grad] == ["loss"]
+    found["loss"].backward()
     for name, parameter in trained.named_parameters():
         assert (parameter.grad is not None) == (not name.startswith("momentum_copy.")), name
 
@@ -192,9 +194,9 @@ def test_empty_entries_of_the_queue_take_no_part():
     trained.load_state_dict(state)
     trained.queue.video[poisoned] = 1e4
     trained.queue.text[poisoned] = 1e4
-    itc = trained(batch([2, 3], seed=1), 0.5)["itc"]
-    assert torch.equal(itc, clean)
-    grads = torch.autograd.grad(itc, trained.retriever.vision_proj.weight)
+    found = trained(batch([2, 3], seed=1), 0.5)
+    assert torch.equal(found["itc"], clean)
+    grads = torch.autograd.grad(found["loss"], trained.retriever.vision_proj.weight)
     assert grads[0].isfinite().all()
 
 

@@ -35,7 +35,7 @@ def train(sizes, process):
         # As the engine scales: by this process's share of the pairs.
         weight = sizes[process] * len(sizes) / total
         grads = torch.autograd.grad(weight * found["loss"], updated)
-        report = weight / len(sizes) * torch.stack([found["itc"], found["itm"]]).detach()
+        report = weight / len(sizes) * torch.stack([found["itc"], found["itm"]])
         if len(sizes) > 1:
             for tensor in (*grads, report):
                 dist.all_reduce(tensor)

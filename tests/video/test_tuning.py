@@ -8,6 +8,7 @@ import weakref
 import pytest
 import torch
 from caption_models import FRAMES, captions, clip, redraw, tiny_blip, tiny_captioner
+from retrieval_models import texts, tiny_model
 from torch.utils.checkpoint import checkpoint
 from transformers.models.blip.modeling_blip import BlipAttention
 
@@ -16,6 +17,7 @@ from tokenmix_ops.testing import max_error
 from tokenmix_ops.video.captioning import VideoCaptioner
 from tokenmix_ops.video.encoder import VideoEncoder
 from tokenmix_ops.video.layer import VideoLayer
+from tokenmix_ops.video.retrieval.retriever import VideoRetriever
 from tokenmix_ops.video.tuning import METHODS, Tuning, apply, resolved
 from tokenmix_ops.video.tuning.dual_attention import DualAttention
 from tokenmix_ops.video.tuning.lora import merged_projections, split_projection
@@ -43,6 +45,7 @@ UPDATED = {
     "lora": [rf"{LAYER}[012].self_attn.(query|value).lora_[AB]."],
     "frozen": [],
 }
+POSITION = {name: dict(temporal_position=True) for name in ("full", "temporal", "dual_attention")}
 WITHOUT_PARTS = ("bitfit", "frozen")
 # Modules that the image model does not have.
 INSERTED = {
@@ -66,8 +69,6 @@ INSERTED = {
 def tuned(method, depth=DEPTH, num_frames=FRAMES, width=24, heads=3, seed=0, **settings):
     """A captioner with a method applied, as it starts."""
     captioner = tiny_captioner(num_frames, depth=depth, width=width, heads=heads, seed=seed)
-    if method in ("temporal", "full"):
-        settings.setdefault("num_blocks", depth)
     apply(captioner, Tuning(method=method, **settings))
     return captioner
 
@@ -103,8 +104,7 @@ def test_every_method_is_here():
 @pytest.mark.parametrize("method", METHODS)
 def test_what_is_updated_is_what_should_be_and_gets_a_gradient(method):
     captioner = tiny_captioner(depth=DEPTH)
-    blocks = dict(num_blocks=3) if method in ("temporal", "full") else {}
-    result = apply(captioner, Tuning(method=method, **blocks))
+    result = apply(captioner, Tuning(method=method))
     wanted = UPDATED[method] + ([] if method in WITHOUT_PARTS else PARTS)
     assert updated(captioner) == set(result.updated) == matching(captioner, wanted)
     assert all(matching(captioner, [pattern]) for pattern in wanted)
@@ -134,6 +134,36 @@ def test_any_width_depth_and_number_of_frames(method, width, heads, depth, num_f
     assert encoding.tokens.shape == (1, num_frames, 10, width)
     assert encoding.tokens.isfinite().all()
     assert encoding.tokens.dtype == torch.float64
+
+
+RETRIEVER_HEADS = r"(vision_proj|text_proj|itm_head)\."
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_retriever_is_tuned_like_a_captioner(method):
+    retriever = VideoRetriever(tiny_model().double(), num_frames=2, mixing_layers=())
+    result = apply(retriever, Tuning(method))
+    # Its tower has two layers, so the last is the second; temporal blocks follow.
+    number = {"2": "1", "[345]": "[23]"}
+    patterns = [
+        next((p.replace(a, b) for a, b in number.items() if f"layers\\.{a}" in p), p)
+        for p in UPDATED[method]
+    ]
+    patterns += [] if method in WITHOUT_PARTS else [LP, NORM, RETRIEVER_HEADS]
+    assert updated(retriever) == set(result.updated) == matching(retriever, patterns)
+    assert all(matching(retriever, [pattern]) for pattern in patterns)
+    pixels = torch.randn(3, 2, 3, 16, 16, dtype=torch.float64)
+    encoded = trained(retriever).encode_videos(pixels)
+    assert max_error(retriever.embed_videos(pixels), encoded.embedding) < 1e-11
+    ids, mask = texts(3)
+    logits = retriever.match(ids, mask, retriever.remember(encoded.tokens))
+    loss = logits.square().sum() + encoded.embedding.sum() + retriever.embed_texts(ids, mask).sum()
+    if method == "frozen":
+        assert not loss.requires_grad
+        return
+    loss.backward()
+    for name, parameter in retriever.named_parameters():
+        assert (parameter.grad is not None) == (name in result.updated), name
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -194,6 +224,11 @@ def test_temporal_blocks_start_from_the_last_spatial_layers(method, num_blocks):
         for name, parameter in own.items():
             assert torch.equal(parameter, original[name])
             assert parameter.data_ptr() != original[name].data_ptr()
+
+
+@pytest.mark.parametrize(("depth", "blocks"), [(1, 1), (4, 4), (6, 4)])
+def test_there_are_four_temporal_blocks_if_the_tower_has_as_many(depth, blocks):
+    assert len(tuned("temporal", depth=depth).encoder.layers) == depth + blocks
 
 
 def test_a_temporal_block_attends_over_the_frames_of_each_place():
@@ -385,7 +420,7 @@ def test_a_temporal_position_starts_at_zero_and_is_updated(method):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("batch", [1, 2])
 def test_the_prefix_alone_is_that_of_the_full_pass(method, batch):
-    captioner = trained(tuned(method, temporal_position=True))
+    captioner = trained(tuned(method, **POSITION.get(method, {})))
     full = captioner.encoder(clip(batch))
     prefix = captioner.encoder(clip(batch), queries="prefix")
     assert prefix.tokens.shape == (batch, FRAMES, 1, 24)
@@ -395,7 +430,7 @@ def test_the_prefix_alone_is_that_of_the_full_pass(method, batch):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_videos_of_a_batch_do_not_see_each_other(method):
-    captioner = trained(tuned(method, temporal_position=True))
+    captioner = trained(tuned(method, **POSITION.get(method, {})))
     pixels = clip(3)
     pixels[1] = torch.nan
     output = tokens(captioner, pixels)
@@ -571,14 +606,13 @@ def test_inserted_parts_follow_the_tower():
         captioner = tiny_captioner(depth=DEPTH)
     for method in METHODS:
         model = copy.deepcopy(captioner)
-        blocks = dict(num_blocks=2) if method in ("temporal", "full") else {}
-        apply(model, Tuning(method, temporal_position=True, **blocks))
+        apply(model, Tuning(method, **POSITION.get(method, {})))
         assert {(p.device.type, p.dtype) for p in model.parameters()} == {("meta", torch.float64)}
 
 
 def test_resolved_settings_do_the_same_and_leave_no_switch_open():
     for method in METHODS:
-        tuning = Tuning(method, num_blocks=3)
+        tuning = Tuning(method)
         complete = resolved(tuning)
         assert None not in (complete.everything, complete.linear_projection, complete.ffn)
         assert resolved(complete) == complete
@@ -609,13 +643,8 @@ def test_a_method_is_applied_once_and_to_a_model_without_mixing(assert_says):
         (Tuning("temporal", num_blocks=4), "num_blocks = 4 must be 1 to 3, the depth"),
         (Tuning("full", num_blocks=0), "num_blocks = 0 must be 1 to 3, the depth"),
         (Tuning("lora", rank=0), "rank must be at least 1, got 0"),
-        *(
-            (
-                Tuning(method, layers=(0,)),  # type: ignore[arg-type]
-                f"method '{method}' has no layers to choose: leave layers out",
-            )
-            for method in ("temporal", "full", "bitfit", "frozen")
-        ),
+        (Tuning("adapter", layers=(0,), bottleneck=0), "bottleneck must be at least 1, got 0"),
+        (Tuning("st_adapter", bottleneck=-1), "bottleneck must be at least 1, got -1"),
     ],
     ids=str,
 )
@@ -626,6 +655,42 @@ def test_what_cannot_be_is_refused_and_leaves_the_model_as_it_was(tuning, text, 
     assert list(captioner.state_dict()) == names
     assert captioner.tuning is None
     apply(captioner, Tuning())
+
+
+# What each method reads; it refuses the others.
+SETTINGS = dict(
+    layers=(0,), mixing="paper", bottleneck=5, rank=2, num_blocks=1, temporal_position=True
+)
+READ = {
+    "token_mixing": {"layers", "mixing"},
+    "spatial": {"layers"},
+    "full": {"num_blocks", "temporal_position"},
+    "temporal": {"num_blocks", "temporal_position"},
+    "dual_attention": {"layers", "temporal_position"},
+    "st_adapter": {"layers", "bottleneck"},
+    "adapter": {"layers", "bottleneck"},
+    "bitfit": set(),
+    "lora": {"layers", "rank"},
+    "frozen": set(),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_setting_changes_the_model_or_is_refused(method, setting, assert_says):
+    value = SETTINGS[setting]
+    captioner = tiny_captioner(depth=DEPTH)
+    tuning = Tuning(method, **{setting: value})
+    if setting in READ[method]:
+        apply(captioner, tuning)
+        assert repr(captioner) != repr(tuned(method)) or updated(captioner) != updated(
+            tuned(method)
+        )
+    else:
+        assert_says(
+            lambda: apply(captioner, tuning),
+            f"method {method!r} has no use for {setting} = {value!r}: leave it out",
+        )
 
 
 def test_only_this_packages_attention_is_split(assert_says):

@@ -34,9 +34,9 @@ from tokenmix_ops.bench.published import as_published
 from tokenmix_ops.bench.render import rendered, write_rows
 from tokenmix_ops.bench.suites import Row
 from tokenmix_ops.bench.training_table import FROZEN_PATCHES, TOKEN_MIXING, training_table
+from tokenmix_ops.video.blip import blip_config, build_blip
 from tokenmix_ops.video.captioning import VideoCaptioner
 from tokenmix_ops.video.tuning import Tuning, apply
-from tokenmix_ops.video.weights import blip_config, build_blip
 
 TUNINGS = {
     "full": Tuning("full"),

@@ -9,8 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tokenmix_ops.video.blip import blip_vision_config
     from tokenmix_ops.video.data.clips import ClipError, normalize_clip, read_clip
-    from tokenmix_ops.video.encoder import VideoEncoder, VideoEncoding, blip_vision_config
+    from tokenmix_ops.video.encoder import VideoEncoder, VideoEncoding
 
 __all__ = [
     "ClipError",
@@ -25,7 +26,7 @@ _HOMES = {
     "ClipError": "tokenmix_ops.video.data.clips",
     "VideoEncoder": "tokenmix_ops.video.encoder",
     "VideoEncoding": "tokenmix_ops.video.encoder",
-    "blip_vision_config": "tokenmix_ops.video.encoder",
+    "blip_vision_config": "tokenmix_ops.video.blip",
     "normalize_clip": "tokenmix_ops.video.data.clips",
     "read_clip": "tokenmix_ops.video.data.clips",
 }

@@ -18,11 +18,10 @@ from tokenmix_ops.video.text import SPECIAL_TOKENS
 Task = Literal["captioning", "retrieval"]
 Blip = BlipForConditionalGeneration | BlipForImageTextRetrieval
 
-MODELS: dict[str, type[Any]] = {
+_MODELS: dict[str, type[Any]] = {
     "captioning": BlipForConditionalGeneration,
     "retrieval": BlipForImageTextRetrieval,
 }
-"""The model of transformers for each task."""
 
 TRAINING = {
     "hidden_dropout_prob": 0.1,
@@ -61,9 +60,9 @@ def blip_vision_config(
 
 def model_class(task: str) -> type[Any]:
     """The model of transformers for a task; ValueError for an unknown one."""
-    if task not in MODELS:
+    if task not in _MODELS:
         raise ValueError(f"task must be 'captioning' or 'retrieval', got {task!r}")
-    return MODELS[task]
+    return _MODELS[task]
 
 
 def blip_config(

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import os
-import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
-import torch
-import transformers
 from torch import Tensor, nn
 from transformers import BlipVisionConfig, BlipVisionModel
 from transformers.models.blip.modeling_blip import BlipEncoderLayer
@@ -19,24 +14,9 @@ from tokenmix_ops.convert import mix_tokens
 from tokenmix_ops.mixing import Mixing
 from tokenmix_ops.modules import Queries, TokenMixing, set_num_frames
 from tokenmix_ops.video.layer import VideoLayer
+from tokenmix_ops.video.weights import load_tower, original_tower
 
 Layers = Iterable[int] | Literal["all"]
-
-ARCHITECTURES = {
-    "vit-b16": dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12),
-    "vit-l16": dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16),
-}
-"""The backbones of the paper: BLIP ViT-B/16 and ViT-L/16."""
-
-
-WITH_TOWER = {
-    "BlipForConditionalGeneration",
-    "BlipForImageTextRetrieval",
-    "BlipForQuestionAnswering",
-    "BlipModel",
-    "BlipVisionModel",
-}
-"""The models of transformers that hold BLIP's vision tower."""
 
 
 class VideoEncoding(NamedTuple):
@@ -159,33 +139,11 @@ class VideoEncoder(nn.Module):
         """The vision tower of a transformers BLIP model: a directory or a hub name.
 
         ``image_size`` other than the model's resizes its position embeddings. Raises ValueError if
-        it is not a BLIP model or weights are missing, OSError (of transformers) if not found.
+        it is not a BLIP model or its weights do not fit, OSError if not found (`load_tower`).
         """
-        config = transformers.AutoConfig.from_pretrained(model)
-        known = {"blip": "BlipForConditionalGeneration", "blip_vision_model": "BlipVisionModel"}
-        if config.model_type not in known:
-            raise ValueError(f"{model} is a {config.model_type!r} model, wanted a BLIP one")
-        architecture = (config.architectures or [known[config.model_type]])[0]
-        if architecture not in WITH_TOWER:
-            raise ValueError(
-                f"{model} is a {architecture}, wanted one of {', '.join(sorted(WITH_TOWER))}"
-            )
-        loaded, info = getattr(transformers, architecture).from_pretrained(
-            model, output_loading_info=True
-        )
-        tower = loaded if isinstance(loaded, BlipVisionModel) else loaded.vision_model
-        prefix = "" if tower is loaded else "vision_model."
-        missing = sorted(name for name in info["missing_keys"] if name.startswith(prefix))
-        if missing:
-            raise ValueError(f"{model} lacks weights of its vision tower: {_some(missing)}")
-        vision_config = copy.deepcopy(tower.config)
-        if image_size is not None:
-            vision_config.image_size = image_size
-        encoder = cls(
-            vision_config, num_frames=num_frames, mixing=mixing, mixing_layers=mixing_layers
-        )
-        encoder._load(tower.state_dict(), str(model))
-        return encoder
+        tower = load_tower(model, image_size=image_size)
+        encoder = cls(tower, num_frames=num_frames, mixing=mixing, mixing_layers=mixing_layers)
+        return encoder.train()
 
     @classmethod
     def from_blip_state_dict(
@@ -205,157 +163,10 @@ class VideoEncoder(nn.Module):
         ``visual_encoder.blocks.0.attn.qkv.weight``, with or without the prefix, or all of it under
         ``"model"``. Position embeddings of another grid than image_size / patch_size are resized
         bicubically. Width and depth follow from the weights. Raises ValueError that names what is
-        missing, left over or of another shape.
+        missing, left over or of another shape (`original_tower`).
         """
-        source = "state_dict"
-        if not isinstance(state_dict, Mapping):
-            source = str(state_dict)
-            state_dict = _read_checkpoint(Path(state_dict))
-        weights = _vision_weights(state_dict, source)
-        dim = weights["embeddings.class_embedding"].shape[-1]
-        kernel = weights["embeddings.patch_embedding.weight"]
-        if kernel.shape[-1] != patch_size or image_size % patch_size:
-            raise ValueError(
-                f"patch_size = {patch_size} must be that of {source}, {kernel.shape[-1]}, and "
-                f"divide image_size = {image_size}"
-            )
-        if num_heads < 1 or dim % num_heads:
-            raise ValueError(f"num_heads = {num_heads} must divide the width of {source}, {dim}")
-        depth = 1 + max(
-            int(found.group(1))
-            for name in weights
-            if (found := re.match(r"encoder\.layers\.(\d+)\.", name))
+        tower = original_tower(
+            state_dict, image_size=image_size, num_heads=num_heads, patch_size=patch_size
         )
-        config = blip_vision_config(
-            image_size=image_size,
-            patch_size=patch_size,
-            hidden_size=dim,
-            intermediate_size=weights["encoder.layers.0.mlp.fc1.weight"].shape[0],
-            num_hidden_layers=depth,
-            num_attention_heads=num_heads,
-        )
-        encoder = cls(config, num_frames=num_frames, mixing=mixing, mixing_layers=mixing_layers)
-        encoder._load(weights, source)
-        return encoder
-
-    def _load(self, weights: Mapping[str, Tensor], source: str) -> None:
-        """Loads the vision model's weights, position embeddings resized to its grid."""
-        own = self.vision_model.state_dict()
-        weights = dict(weights)
-        name = "embeddings.position_embedding"
-        grid = round((own[name].shape[1] - 1) ** 0.5)
-        weights[name] = resize_position_embedding(weights[name], grid)
-        wrong = [
-            f"{name}: {list(weights[name].shape)} instead of {list(own[name].shape)}"
-            for name in sorted(own.keys() & weights.keys())
-            if weights[name].shape != own[name].shape
-        ]
-        missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
-        problems = [
-            f"{what} {_some(names)}"
-            for what, names in (("missing", missing), ("left over", extra), ("shapes", wrong))
-            if names
-        ]
-        if problems:
-            raise ValueError(f"{source} does not fit the vision tower: {'; '.join(problems)}")
-        self.vision_model.load_state_dict(weights)
-
-
-def blip_vision_config(
-    architecture: Literal["vit-b16", "vit-l16"] = "vit-b16", *, image_size: int = 224, **other: Any
-) -> BlipVisionConfig:
-    """BLIP's vision configuration, whose defaults transformers does not have; ``other`` overrides.
-
-    LayerNorm epsilon 1e-6 and initialisation 0.02, as in the published BLIP.
-    """
-    if architecture not in ARCHITECTURES:
-        known = ", ".join(map(repr, ARCHITECTURES))
-        raise ValueError(f"architecture must be one of {known}, got {architecture!r}")
-    settings: dict[str, Any] = {
-        **ARCHITECTURES[architecture],
-        "patch_size": 16,
-        "layer_norm_eps": 1e-6,
-        "initializer_range": 0.02,
-        **other,
-    }
-    settings.setdefault("intermediate_size", 4 * settings["hidden_size"])
-    return BlipVisionConfig(image_size=image_size, **settings)
-
-
-def resize_position_embedding(embedding: Tensor, grid: int) -> Tensor:
-    """[1, 1 + n * n, dim] to [1, 1 + grid * grid, dim]: bicubic over the patches, [CLS] kept."""
-    patches = embedding.shape[1] - 1 if embedding.dim() == 3 else 0
-    side = round(max(patches, 0) ** 0.5)
-    if side < 1 or side * side != patches:
-        raise ValueError(
-            f"position embedding must be [1, 1 + n * n, dim], got {list(embedding.shape)}"
-        )
-    if side == grid:
-        return embedding
-    picture = embedding[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2).float()
-    picture = nn.functional.interpolate(
-        picture, size=(grid, grid), mode="bicubic", align_corners=False
-    )
-    resized = picture.flatten(2).transpose(1, 2).to(embedding.dtype)
-    return torch.cat([embedding[:, :1], resized], dim=1)
-
-
-_RENAMED = (
-    (r"cls_token$", "embeddings.class_embedding"),
-    (r"pos_embed$", "embeddings.position_embedding"),
-    (r"patch_embed\.proj\.", "embeddings.patch_embedding."),
-    (r"blocks\.(\d+)\.norm([12])\.", r"encoder.layers.\1.layer_norm\2."),
-    (r"blocks\.(\d+)\.attn\.qkv\.", r"encoder.layers.\1.self_attn.qkv."),
-    (r"blocks\.(\d+)\.attn\.proj\.", r"encoder.layers.\1.self_attn.projection."),
-    (r"blocks\.(\d+)\.mlp\.", r"encoder.layers.\1.mlp."),
-    (r"norm\.", "post_layernorm."),
-)
-
-
-def _vision_weights(state_dict: Mapping[str, Any], source: str) -> dict[str, Tensor]:
-    """The vision weights of an original BLIP checkpoint under transformers' names."""
-    if isinstance(state_dict.get("model"), Mapping):
-        state_dict = state_dict["model"]
-    prefix = "visual_encoder."
-    found = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
-    weights = {}
-    for name, weight in (found or state_dict).items():
-        for pattern, new in _RENAMED:
-            if re.match(pattern, name):
-                weights[re.sub("^" + pattern, new, name)] = weight
-                break
-        else:
-            weights[name] = weight
-    needed = (
-        "embeddings.class_embedding",
-        "embeddings.position_embedding",
-        "embeddings.patch_embedding.weight",
-        "encoder.layers.0.mlp.fc1.weight",
-    )
-    wrong = [name for name, weight in weights.items() if not isinstance(weight, Tensor)]
-    missing = [name for name in needed if name not in weights] or wrong
-    if missing:
-        raise ValueError(
-            f"{source} is not an original BLIP checkpoint (visual_encoder.blocks.0.attn.qkv.weight "
-            f"and so on): it lacks a tensor for {_some(missing)}; it holds "
-            f"{_some(sorted(map(str, state_dict))[:3]) or 'nothing'}"
-        )
-    return weights
-
-
-def _read_checkpoint(path: Path) -> Mapping[str, Any]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} does not exist") from error
-    except Exception as error:  # whatever the bytes of a damaged file lead to
-        reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{path} cannot be read as a PyTorch checkpoint, {reason}") from error
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not a checkpoint's mapping")
-    return content
-
-
-def _some(names: list[str], limit: int = 5) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+        encoder = cls(tower, num_frames=num_frames, mixing=mixing, mixing_layers=mixing_layers)
+        return encoder.train()

@@ -11,12 +11,16 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HFValidationError
 
 
+class ModelNotFound(OSError, ValueError):
+    """There is no such model: an OSError, as transformers raises, and a wrong argument."""
+
+
 def model_folder(model: str | os.PathLike[str], files: Sequence[str], advice: str) -> Path:
     """The directory that holds a model: ``model`` itself, or what the hub gives under that name.
 
     The hub is asked once, and answers or is given up on within seconds; what was fetched before
     serves without it. ``files`` are patterns of what to fetch, ``.bin`` files only where there
-    is no ``.safetensors``. Raises ValueError, ending in ``advice``, if there is no such model.
+    is no ``.safetensors``. Raises ModelNotFound, ending in ``advice``, if there is no such model.
     """
     if Path(model).is_dir():
         return Path(model)
@@ -26,7 +30,7 @@ def model_folder(model: str | os.PathLike[str], files: Sequence[str], advice: st
         if any(fnmatch(file.rfilename, "*.safetensors") for file in about.siblings or ()):
             wanted = [pattern for pattern in wanted if ".bin" not in pattern]
     except HFValidationError as error:
-        raise ValueError(f"{name} does not exist; {advice}") from error
+        raise ModelNotFound(f"{name} does not exist; {advice}") from error
     except Exception as error:  # no such model, no network, offline mode: the cache may have it
         unreached = error
     try:
@@ -35,7 +39,7 @@ def model_folder(model: str | os.PathLike[str], files: Sequence[str], advice: st
     except Exception as error:
         cause = unreached or error
         reason = f"{type(cause).__name__}: {str(cause).partition(chr(10))[0]}"
-        raise ValueError(
+        raise ModelNotFound(
             f"{name} is no directory or file, and the Hugging Face hub does not give it, "
             f"{reason}; {advice}"
         ) from cause

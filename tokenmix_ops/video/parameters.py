@@ -11,11 +11,11 @@ from typing import Literal, get_args
 import torch
 from transformers import BlipForConditionalGeneration
 
+from tokenmix_ops.video.blip import blip_config, build_blip
 from tokenmix_ops.video.captioning import VideoCaptioner
 from tokenmix_ops.video.retrieval.retriever import VideoRetriever
 from tokenmix_ops.video.tuning.methods import apply, switches_of
 from tokenmix_ops.video.tuning.settings import Tuning
-from tokenmix_ops.video.weights import blip_config, build_blip
 
 Backbone = Literal["vit-b16", "vit-l16"]
 Task = Literal["captioning", "retrieval"]
@@ -23,6 +23,16 @@ Task = Literal["captioning", "retrieval"]
 _TEXT_LAYERS = ("text_decoder.bert.encoder.layer.", "text_encoder.encoder.layer.")
 _DUAL = "the text says that only the temporal attention is updated, the figure is of whole layers"
 _OURS = "not in the paper"
+_LEGEND = (
+    "Millions of parameters that are updated. Counted: as the paper counts them, the weight "
+    "matrices of the visual encoder's layers. Visual, text: all of them in the visual encoder, "
+    "and outside of it, heads included. MB: of the checkpoint in float32. –: the paper prints no "
+    "figure."
+)
+_HEAD = (
+    "| method | counted | paper | off by | visual | text | total | MB |\n"
+    "|:---|---:|---:|---:|---:|---:|---:|---:|"
+)
 
 
 @dataclass(frozen=True)
@@ -129,27 +139,24 @@ def count(backbone: Backbone | None = None, task: Task | None = None) -> list[Ro
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as Markdown, a table for each backbone and task; M is 10^6 parameters.
-
-    "–" stands where the paper prints no figure.
-    """
-    head = (
-        "| updated | as the paper counts, M | paper, M | deviation "
-        "| visual encoder, M | text side, M | total, M | checkpoint, MB | |\n"
-        "|:---|---:|---:|---:|---:|---:|---:|---:|:---|"
-    )
-    parts = []
+    """The rows as Markdown: for each backbone and task a table, and what is to be said of it."""
+    parts = [_LEGEND]
     for (backbone, task), group in groupby(rows, key=lambda row: (row.backbone, row.task)):
-        parts.append("\n".join([f"### {backbone}, {task}\n", head, *map(_line, group)]))
+        lines = list(group)
+        notes = [f"- {row.method}: {row.note}" for row in lines if row.note]
+        parts += [f"### {backbone}, {task}", "\n".join([_HEAD, *map(_line, lines)])]
+        parts += ["\n".join(notes)] if notes else []
     return "\n\n".join(parts)
 
 
 def _line(row: Row) -> str:
     paper = "–" if row.paper is None else f"{row.paper:g}"
-    deviation = "–" if row.deviation_percent is None else f"{row.deviation_percent:+.1f} %"
+    off = row.deviation_percent
+    # Adding zero turns a rounded -0.0 into 0.0.
+    deviation = "–" if off is None else f"{round(off, 1) + 0.0:+.1f} %"
     millions = [f"{n / 1e6:.3f}" for n in (row.as_paper, row.visual, row.text, row.total)]
     counted, *honest = millions
-    cells = [row.method, counted, paper, deviation, *honest, f"{row.checkpoint_mb:.1f}", row.note]
+    cells = [row.method, counted, paper, deviation, *honest, f"{row.checkpoint_mb:.1f}"]
     return f"| {' | '.join(cells)} |"
 
 

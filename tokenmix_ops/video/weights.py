@@ -1,58 +1,60 @@
-"""BLIP's models with their weights: transformers directories, hub models, original checkpoints."""
+"""Reads BLIP's weights: transformers directories, hub models, original checkpoints."""
 
 from __future__ import annotations
 
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     BlipConfig,
     BlipForConditionalGeneration,
-    BlipForImageTextRetrieval,
+    BlipVisionConfig,
+    BlipVisionModel,
 )
 
-from tokenmix_ops.video.encoder import (
-    ARCHITECTURES,
+from tokenmix_ops.video.blip import (
+    TRAINING,
+    Blip,
+    Task,
+    blip_config,
     blip_vision_config,
-    resize_position_embedding,
+    model_class,
 )
 from tokenmix_ops.video.hub import model_folder
-from tokenmix_ops.video.text import SPECIAL_TOKENS
 
-Task = Literal["captioning", "retrieval"]
-Blip = BlipForConditionalGeneration | BlipForImageTextRetrieval
-
-MODELS: dict[str, type[Any]] = {
-    "captioning": BlipForConditionalGeneration,
-    "retrieval": BlipForImageTextRetrieval,
-}
-"""The model of transformers for each task."""
-
-TRAINING = {
-    "hidden_dropout_prob": 0.1,
-    "attention_probs_dropout_prob": 0.1,
-    "label_smoothing": 0.1,
-}
-"""How BLIP's text side trains; published directories hold 0, which suits inference alone."""
+WITH_TOWER = (
+    "BlipForConditionalGeneration",
+    "BlipForImageTextRetrieval",
+    "BlipForQuestionAnswering",
+    "BlipModel",
+    "BlipVisionModel",
+)
+"""The models of transformers that hold BLIP's vision tower."""
 
 _PARTS = {
     "captioning": {"vision_model", "text_decoder"},
     "retrieval": {"vision_model", "text_encoder", "vision_proj", "text_proj", "itm_head"},
 }
 _FILES = ("config.json", "model*.safetensors*", "pytorch_model*.bin*")
+_TOWER = "vision_model."
 _ADVICE = (
     "--model takes a model directory, an original BLIP .pth file or a hub name, and --tiny builds "
     "a small random model instead; BLIP's weights are published by Salesforce on the Hugging Face "
     "hub (Salesforce/blip-image-captioning-base and -large for captioning, "
     "Salesforce/blip-itm-base-coco and -large-coco for retrieval), and the .pth files are linked "
     "from github.com/salesforce/BLIP"
+)
+_TOWER_ADVICE = (
+    "from_pretrained takes a model directory or a hub name, such as "
+    "Salesforce/blip-image-captioning-base; from_blip_state_dict takes original BLIP checkpoints"
 )
 # Index buffers, momentum encoders, queues with their pointers, and the temperature.
 _NOT_IN_MODEL = re.compile(r"(.*\.)?position_ids$|\w+_m\.|\w+_queue$|queue_ptr$|temp$")
@@ -68,96 +70,6 @@ _RENAMED = (
 )
 
 
-def blip_config(
-    backbone: Literal["vit-b16", "vit-l16"],
-    task: Task,
-    *,
-    image_size: int = 224,
-    vocab_size: int = 30524,
-    vision: Mapping[str, Any] | None = None,
-    text: Mapping[str, Any] | None = None,
-    **other: Any,
-) -> BlipConfig:
-    """BLIP's configuration, whose values are not transformers' defaults.
-
-    Text: heads of 64 channels, dropouts and label smoothing of 0.1, cross-attention over the
-    vision width; the last two words are [DEC] and [ENC]. Vision: `blip_vision_config`. ``vision``,
-    ``text`` and ``other`` override values of the vision, text and whole configuration. Raises
-    ValueError for an unknown backbone or task.
-    """
-    if backbone not in ARCHITECTURES:
-        known = ", ".join(map(repr, ARCHITECTURES))
-        raise ValueError(f"backbone must be one of {known}, got {backbone!r}")
-    settings: dict[str, Any] = {
-        "hidden_size": 768,
-        "num_hidden_layers": 12,
-        "vocab_size": vocab_size,
-        "bos_token_id": vocab_size - 2,
-        "eos_token_id": 102,
-        "sep_token_id": 102,
-        "pad_token_id": 0,
-        "is_decoder": True,
-        "initializer_range": 0.02,
-        **TRAINING,
-        **(text or {}),
-    }
-    settings.setdefault("num_attention_heads", settings["hidden_size"] // 64)
-    settings.setdefault("intermediate_size", 4 * settings["hidden_size"])
-    tower = blip_vision_config(backbone, image_size=image_size, **(vision or {}))
-    return BlipConfig(
-        text_config=settings,
-        vision_config=tower.to_dict(),
-        architectures=[_model_class(task).__name__],
-        **{"image_text_hidden_size": 256, "initializer_range": 0.02, **other},
-    )
-
-
-def build_blip(config: BlipConfig, task: Task) -> Blip:
-    """The task's model with random weights; under ``torch.device("meta")`` without any."""
-    return _model_class(task)(config)
-
-
-def tiny_blip(
-    task: Task,
-    vocab_size: int,
-    *,
-    image_size: int = 56,
-    patch_size: int = 8,
-    vision_layers: int = 3,
-    text_layers: int = 2,
-) -> Blip:
-    """A random BLIP 64 wide with 4 heads, for `CaptionTokenizer.from_captions`' vocabulary.
-
-    Its weights are drawn wider than BLIP's by the root of the widths' ratio, so that a layer's
-    output is as large beside its input as in BLIP, and training from scratch starts as quickly.
-    """
-    width, heads, sep = 64, 4, SPECIAL_TOKENS.index("[SEP]")
-    deviation = 0.02 * math.sqrt(768 / width)
-    shape = {
-        "hidden_size": width,
-        "intermediate_size": 4 * width,
-        "num_attention_heads": heads,
-        "initializer_range": deviation,
-    }
-    config = blip_config(
-        "vit-b16",
-        task,
-        image_size=image_size,
-        vocab_size=vocab_size,
-        vision={**shape, "num_hidden_layers": vision_layers, "patch_size": patch_size},
-        text={
-            **shape,
-            "num_hidden_layers": text_layers,
-            "max_position_embeddings": 64,
-            "sep_token_id": sep,
-            "eos_token_id": sep,
-        },
-        image_text_hidden_size=width,
-        initializer_range=deviation,
-    )
-    return build_blip(config, task)
-
-
 def load_blip(model: str | os.PathLike[str], task: Task, *, image_size: int | None = None) -> Blip:
     """A pre-trained BLIP for a task, in float32 and evaluation mode.
 
@@ -171,24 +83,84 @@ def load_blip(model: str | os.PathLike[str], task: Task, *, image_size: int | No
     found, not BLIP, of another task, damaged, or if any weight is missing, left over or of another
     shape.
     """
-    cls = _model_class(task)
+    cls, source = model_class(task), str(model)
     if Path(model).is_file():
-        weights = task_weights(read_original(model), task, str(model))
-        config = original_config(weights, task, str(model))
-        loaded = _load(cls, None, str(model), config, weights)
+        weights = task_weights(read_original(model, source), task, source)
+        loaded = _load(cls, None, source, original_config(weights, task, source), weights)
     else:
         folder = model_folder(model, _FILES, _ADVICE)
-        loaded = _load(cls, folder, str(model), _directory_config(folder, task, str(model)))
+        _, config = _directory_config(folder, source, (cls.__name__,), _ADVICE)
+        config.text_config.update({**TRAINING, "is_decoder": True})
+        loaded = _load(cls, folder, source, config)
+    if cls is BlipForConditionalGeneration:
+        head = loaded.text_decoder.cls.predictions
+        tied = head.decoder.weight is loaded.text_decoder.bert.embeddings.word_embeddings.weight
+        if not tied or head.decoder.bias is not head.bias:
+            raise ValueError(
+                f"{source} holds two different copies of what BLIP shares: "
+                "text_decoder.cls.predictions.decoder and the word embeddings or predictions.bias"
+            )
     if image_size is not None:
-        set_image_size(loaded, image_size)
+        set_image_size(loaded.vision_model, image_size)
     return loaded
 
 
-def set_image_size(model: Blip, image_size: int) -> None:
-    """Resizes a model's position embeddings, in place, for images of another size."""
-    embeddings = model.vision_model.embeddings
-    config: Any = model.config.vision_config
-    patch_size = config.patch_size
+def load_tower(model: str | os.PathLike[str], *, image_size: int | None = None) -> BlipVisionModel:
+    """The vision tower of a BLIP model, in float32 and evaluation mode.
+
+    ``model``: a directory in transformers' format or a name on the Hugging Face hub, of any model
+    in `WITH_TOWER`. ``image_size`` as in `load_blip`. Raises ValueError if it is no such model, is
+    damaged, or if any weight of the tower is missing, left over or of another shape; ModelNotFound,
+    an OSError, if there is none.
+    """
+    folder = model_folder(model, _FILES, _TOWER_ADVICE)
+    name, config = _directory_config(folder, str(model), WITH_TOWER, _TOWER_ADVICE)
+    cls = getattr(transformers, name)
+    alone = cls is BlipVisionModel
+    loaded = _load(cls, folder, str(model), config, part="" if alone else _TOWER)
+    tower: BlipVisionModel = loaded if alone else loaded.vision_model
+    if image_size is not None:
+        set_image_size(tower, image_size)
+    return tower
+
+
+def original_tower(
+    checkpoint: Mapping[str, Any] | str | os.PathLike[str],
+    *,
+    image_size: int,
+    num_heads: int,
+    patch_size: int,
+) -> BlipVisionModel:
+    """The vision tower of an original BLIP checkpoint, in float32 and evaluation mode.
+
+    ``checkpoint``: as `read_original` takes it. Position embeddings of another grid than
+    image_size / patch_size are resized bicubically; width and depth follow from the weights. Raises
+    ValueError if an argument does not fit the weights, or if any weight is missing, left over or of
+    another shape.
+    """
+    source = "state_dict" if isinstance(checkpoint, Mapping) else str(checkpoint)
+    weights = read_original(checkpoint, source, "visual_encoder.")
+    sizes = _vision_sizes(weights, source)
+    if sizes["patch_size"] != patch_size:
+        raise ValueError(
+            f"patch_size must be that of {source}, {sizes['patch_size']}, got {patch_size}"
+        )
+    if num_heads < 1 or sizes["hidden_size"] % num_heads:
+        raise ValueError(
+            f"num_heads = {num_heads} must divide the width of {source}, {sizes['hidden_size']}"
+        )
+    config = blip_vision_config(num_attention_heads=num_heads, **sizes)
+    # Cloned, for the model would train the caller's own tensors otherwise.
+    weights = {name.removeprefix(_TOWER): weight.clone() for name, weight in weights.items()}
+    tower: BlipVisionModel = _load(BlipVisionModel, None, source, config, weights)
+    set_image_size(tower, image_size)
+    return tower
+
+
+def set_image_size(tower: BlipVisionModel, image_size: int) -> None:
+    """Resizes a tower's position embeddings, in place, for images of another size."""
+    embeddings, config = tower.embeddings, tower.config
+    patch_size: Any = config.patch_size
     if image_size < patch_size or image_size % patch_size:
         raise ValueError(
             f"image_size must be a multiple of the patch size {patch_size}, got {image_size}"
@@ -200,31 +172,52 @@ def set_image_size(model: Blip, image_size: int) -> None:
     embeddings.image_size = config.image_size = image_size
 
 
-def read_original(model: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The tensors of an original BLIP checkpoint file under transformers' names.
+def resize_position_embedding(embedding: Tensor, grid: int) -> Tensor:
+    """[1, 1 + n * n, dim] to [1, 1 + grid * grid, dim]: bicubic over the patches, [CLS] kept."""
+    patches = embedding.shape[1] - 1 if embedding.dim() == 3 else 0
+    side = round(max(patches, 0) ** 0.5)
+    if side < 1 or side * side != patches:
+        raise ValueError(
+            f"position embedding must be [1, 1 + n * n, dim], got {list(embedding.shape)}"
+        )
+    if side == grid:
+        return embedding
+    picture = embedding[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2).float()
+    picture = nn.functional.interpolate(
+        picture, size=(grid, grid), mode="bicubic", align_corners=False
+    )
+    resized = picture.flatten(2).transpose(1, 2).to(embedding.dtype)
+    return torch.cat([embedding[:, :1], resized], dim=1)
 
-    All of them: with momentum encoders, queues and temperature, which keep their names. The file
-    is opened with ``weights_only=True``. Raises ValueError if it cannot be read or is not one.
+
+def read_original(
+    checkpoint: Mapping[str, Any] | str | os.PathLike[str], source: str, part: str = ""
+) -> dict[str, Tensor]:
+    """The tensors of an original BLIP checkpoint under transformers' names.
+
+    ``checkpoint``: a file, opened with ``weights_only=True``, or a mapping; of original names, with
+    or without the tower's ``visual_encoder.``, or all of it under ``"model"``. Of them those whose
+    original names begin with ``part``, with momentum encoders, queues and temperature, which keep
+    their names. Raises ValueError, naming ``source``, if it cannot be read or is not one.
     """
-    try:
-        content = torch.load(model, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever the bytes of a damaged file lead to
-        reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{model} cannot be read as a PyTorch checkpoint, {reason}") from error
+    content = checkpoint if isinstance(checkpoint, Mapping) else _unpickled(Path(checkpoint))
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]
     if not isinstance(content, Mapping):
-        raise ValueError(f"{model} holds a {type(content).__name__}, not a checkpoint's mapping")
+        raise ValueError(f"{source} holds a {type(content).__name__}, not a checkpoint's mapping")
+    if "visual_encoder.cls_token" not in content and "cls_token" in content:
+        content = {f"visual_encoder.{name}": weight for name, weight in content.items()}
     if "visual_encoder.cls_token" not in content:
         raise ValueError(
-            f"{model} is not an original BLIP checkpoint (visual_encoder.cls_token and so on), it "
-            f"holds {_some(sorted(map(str, content)), 3) or 'nothing'}; give the directory of a "
-            "model in transformers' format"
+            f"{source} is not an original BLIP checkpoint (visual_encoder.cls_token and so on), it "
+            f"holds {_some(sorted(map(str, content)), 3) or 'nothing'}; models in transformers' "
+            "format are read from their directory"
         )
-    wrong = [str(name) for name, weight in content.items() if not isinstance(weight, Tensor)]
+    chosen = {str(name): w for name, w in content.items() if str(name).startswith(part)}
+    wrong = [name for name, weight in chosen.items() if not isinstance(weight, Tensor)]
     if wrong:
-        raise ValueError(f"{model} holds other things than tensors: {_some(wrong)}")
-    return {_renamed(name): weight for name, weight in content.items()}
+        raise ValueError(f"{source} holds other things than tensors: {_some(wrong)}")
+    return {_renamed(name): weight for name, weight in chosen.items()}
 
 
 def task_weights(weights: Mapping[str, Tensor], task: Task, source: str) -> dict[str, Tensor]:
@@ -253,78 +246,85 @@ def original_config(weights: Mapping[str, Tensor], task: Task, source: str) -> B
     """
     text = "text_decoder.bert." if task == "captioning" else "text_encoder."
 
-    def shape(name: str, dimensions: int) -> tuple[int, ...]:
-        if name not in weights or weights[name].dim() != dimensions:
-            found = list(weights[name].shape) if name in weights else "nothing"
-            raise ValueError(
-                f"{source} does not fit BLIP: {name} must be a tensor of {dimensions} dimensions, "
-                f"got {found}"
-            )
-        return tuple(weights[name].shape)
+    def size(name: str, dimension: int = 0) -> int:
+        return _shape(weights, name, 2, source)[dimension]
 
-    width, _, patch_size, _ = shape("vision_model.embeddings.patch_embedding.weight", 4)
-    positions = shape("vision_model.embeddings.position_embedding", 3)[1]
-    vocab_size, text_width = shape(f"{text}embeddings.word_embeddings.weight", 2)
+    vision = _vision_sizes(weights, source)
+    width, text_width = vision["hidden_size"], size(f"{text}embeddings.word_embeddings.weight", 1)
     for name, value in (("vision", width), ("text", text_width)):
         if value % 64:
             raise ValueError(f"{source} has a {name} width of {value}, wanted a multiple of 64")
     projected: dict[str, Any] = {}
     if task == "retrieval":
-        projected["image_text_hidden_size"] = shape("vision_proj.weight", 2)[0]
+        projected["image_text_hidden_size"] = size("vision_proj.weight")
     return blip_config(
         "vit-b16",
         task,
-        image_size=patch_size * math.isqrt(max(positions - 1, 0)),
-        vocab_size=vocab_size,
-        vision={
-            "hidden_size": width,
-            "num_attention_heads": width // 64,
-            "num_hidden_layers": _depth(weights, "vision_model.encoder.layers."),
-            "intermediate_size": shape("vision_model.encoder.layers.0.mlp.fc1.weight", 2)[0],
-            "patch_size": patch_size,
-        },
+        image_size=vision.pop("image_size"),
+        vocab_size=size(f"{text}embeddings.word_embeddings.weight"),
+        vision={**vision, "num_attention_heads": width // 64},
         text={
             "hidden_size": text_width,
             "num_hidden_layers": _depth(weights, f"{text}encoder.layer."),
-            "intermediate_size": shape(f"{text}encoder.layer.0.intermediate.dense.weight", 2)[0],
-            "max_position_embeddings": shape(f"{text}embeddings.position_embeddings.weight", 2)[0],
+            "intermediate_size": size(f"{text}encoder.layer.0.intermediate.dense.weight"),
+            "max_position_embeddings": size(f"{text}embeddings.position_embeddings.weight"),
         },
         **projected,
     )
 
 
-def _model_class(task: str) -> type[Any]:
-    if task not in MODELS:
-        raise ValueError(f"task must be 'captioning' or 'retrieval', got {task!r}")
-    return MODELS[task]
+def _vision_sizes(weights: Mapping[str, Tensor], source: str) -> dict[str, Any]:
+    """What the vision configuration says of sizes, as the weights have them; but for the heads."""
+    kernel = _shape(weights, f"{_TOWER}embeddings.patch_embedding.weight", 4, source)
+    positions = _shape(weights, f"{_TOWER}embeddings.position_embedding", 3, source)[1]
+    hidden = _shape(weights, f"{_TOWER}encoder.layers.0.mlp.fc1.weight", 2, source)
+    return {
+        "hidden_size": kernel[0],
+        "num_hidden_layers": _depth(weights, f"{_TOWER}encoder.layers."),
+        "intermediate_size": hidden[0],
+        "patch_size": kernel[2],
+        "image_size": kernel[2] * math.isqrt(max(positions - 1, 0)),
+    }
 
 
-def _directory_config(folder: Path, task: Task, source: str) -> BlipConfig:
-    """A directory's configuration, made to train as BLIP trains; refuses other models."""
+def _shape(
+    weights: Mapping[str, Tensor], name: str, dimensions: int, source: str
+) -> tuple[int, ...]:
+    if name not in weights or weights[name].dim() != dimensions:
+        found = list(weights[name].shape) if name in weights else "nothing"
+        raise ValueError(
+            f"{source} does not fit BLIP: {name} must be a tensor of {dimensions} dimensions, "
+            f"got {found}"
+        )
+    return tuple(weights[name].shape)
+
+
+def _directory_config(
+    folder: Path, source: str, wanted: Sequence[str], advice: str
+) -> tuple[str, Any]:
+    """The name of a directory's model, one of those wanted, and its configuration."""
     try:
         config = AutoConfig.from_pretrained(str(folder))
     except Exception as error:  # no config.json, or whatever a damaged one leads to
-        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        raise ValueError(f"{source} has no readable config.json, {reason}; {_ADVICE}") from error
-    wanted = MODELS[task].__name__
-    found = (config.architectures or [wanted])[0] if config.model_type == "blip" else None
-    if found != wanted:
         raise ValueError(
-            f"{source} is a {found or config.model_type} model, wanted a {wanted} for {task}; "
-            f"{_ADVICE}"
-        )
-    config.text_config.update({**TRAINING, "is_decoder": True})
-    return config
+            f"{source} has no readable config.json, {_reason(error)}; {advice}"
+        ) from error
+    default = {"blip": wanted[0], "blip_vision_model": "BlipVisionModel"}.get(config.model_type)
+    found = (config.architectures or [default])[0] if default else config.model_type
+    if found not in wanted:
+        raise ValueError(f"{source} is a {found} model, wanted a {' or '.join(wanted)}; {advice}")
+    return found, config
 
 
 def _load(
     cls: type[Any],
     folder: Path | None,
     source: str,
-    config: BlipConfig,
+    config: BlipConfig | BlipVisionConfig,
     weights: dict[str, Tensor] | None = None,
-) -> Blip:
-    """A model from a directory or from weights, with nothing missing and nothing left over."""
+    part: str = "",
+) -> Any:
+    """A model from a directory or weights; in its part nothing is missing and nothing left over."""
     try:
         loaded, info = cls.from_pretrained(
             folder,
@@ -335,23 +335,29 @@ def _load(
             output_loading_info=True,
         )
     except Exception as error:  # no weights, or whatever the bytes of a damaged file lead to
-        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        raise ValueError(f"{source} has no readable weights, {reason}") from error
+        raise ValueError(f"{source} has no readable weights, {_reason(error)}") from error
     shapes = (f"{n}: {list(a)} instead of {list(b)}" for n, a, b in info["mismatched_keys"])
     extra = (name for name in info["unexpected_keys"] if not _NOT_IN_MODEL.match(name))
     found = (("missing", info["missing_keys"]), ("left over", extra), ("shapes", shapes))
-    problems = [f"{what} {_some(names)}" for what, given in found if (names := sorted(given))]
+    problems = [
+        f"{what} {_some(names)}"
+        for what, given in found
+        if (names := sorted(name for name in given if name.startswith(part)))
+    ]
     if problems:
         raise ValueError(f"{source} does not fit {cls.__name__}: {'; '.join(problems)}")
-    if cls is BlipForConditionalGeneration:
-        head = loaded.text_decoder.cls.predictions
-        tied = head.decoder.weight is loaded.text_decoder.bert.embeddings.word_embeddings.weight
-        if not tied or head.decoder.bias is not head.bias:
-            raise ValueError(
-                f"{source} holds two different copies of what BLIP shares: "
-                "text_decoder.cls.predictions.decoder and the word embeddings or predictions.bias"
-            )
     return loaded
+
+
+def _unpickled(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} does not exist") from error
+    except Exception as error:  # whatever the bytes of a damaged file lead to
+        raise ValueError(
+            f"{path} cannot be read as a PyTorch checkpoint, {_reason(error)}"
+        ) from error
 
 
 def _renamed(name: str) -> str:
@@ -363,7 +369,11 @@ def _renamed(name: str) -> str:
         if re.match(pattern, name):
             name = re.sub("^" + pattern, new, name)
             break
-    return f"vision_model.{name}"
+    return f"{_TOWER}{name}"
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 def _depth(weights: Iterable[str], prefix: str) -> int:

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from tokenmix_ops.mixing import Mixing
+from tokenmix_ops.video.blip import blip_vision_config
 from tokenmix_ops.video.data.clips import normalize_clip, read_clip
 from tokenmix_ops.video.data.shapes import MOTIONS, render, sample_scenes
-from tokenmix_ops.video.encoder import VideoEncoder, blip_vision_config
+from tokenmix_ops.video.encoder import VideoEncoder
 
 NUM_FRAMES = 8
 # A 7 x 7 grid: were its width a multiple of the frames, p mod T would be the column number.

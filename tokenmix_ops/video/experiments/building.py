@@ -10,13 +10,14 @@ from typing import Any, NamedTuple, cast
 import torch
 from transformers import BlipForConditionalGeneration
 
+from tokenmix_ops.video.blip import Blip, Task, tiny_blip
 from tokenmix_ops.video.captioning import VideoCaptioner
 from tokenmix_ops.video.checkpoints import Description, TaskModel, describe, load_updated
 from tokenmix_ops.video.experiments.settings import Captioning, Retrieval
 from tokenmix_ops.video.retrieval import VideoRetriever
 from tokenmix_ops.video.text import CaptionTokenizer, clean_caption
 from tokenmix_ops.video.tuning import Tuning, apply
-from tokenmix_ops.video.weights import Blip, Task, load_blip, tiny_blip
+from tokenmix_ops.video.weights import load_blip
 
 TINY_SIZE, TINY_PATCH = 56, 8
 """Frames and patches of ``--tiny``: a 7 × 7 grid, whose width no number of frames divides."""

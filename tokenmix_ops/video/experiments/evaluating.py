@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from tokenmix_ops.video.blip import Task
 from tokenmix_ops.video.captioning import VideoCaptioner
 from tokenmix_ops.video.checkpoints import export
 from tokenmix_ops.video.data.clips import ClipError, normalize_clip, read_clip
@@ -21,7 +22,6 @@ from tokenmix_ops.video.experiments.running import open_data
 from tokenmix_ops.video.experiments.settings import Captioning, Retrieval, Videos
 from tokenmix_ops.video.metrics.captions import caption_scores
 from tokenmix_ops.video.text import clean_caption
-from tokenmix_ops.video.weights import Task
 
 E = TypeVar("E", Captioning, Retrieval)
 

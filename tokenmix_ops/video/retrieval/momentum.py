@@ -14,10 +14,11 @@ from tokenmix_ops.video.retrieval.retriever import VideoRetriever
 class MomentumCopy(nn.Module):
     """An exponential moving average of a retriever, for embeddings.
 
-    Only what is trained and what embeddings depend on is copied, ``names``; all other parameters
-    and buffers are the retriever's own. So build it when it is settled what is trained. State
-    dicts hold the copies alone. As in BLIP it follows ``train`` and ``eval`` like the rest, so that
-    there is dropout in it while training.
+    Only what is trained is copied, ``names``; all that is frozen, and the buffers, are the
+    retriever's own. So build it when it is settled what is trained. It has no cross-attention and
+    no matching head, on which embeddings do not depend. State dicts hold the copies alone. As in
+    BLIP it follows ``train`` and ``eval`` like the rest, so that there is dropout in it while
+    training.
 
     Args:
         retriever: what to follow.
@@ -38,6 +39,10 @@ class MomentumCopy(nn.Module):
         everything: list[Tensor] = [*retriever.parameters(), *retriever.buffers()]
         shared = {id(tensor): tensor for tensor in everything if id(tensor) not in copied}
         self.model = copy.deepcopy(retriever, shared)
+        del self.model.itm_head
+        for module in self.model.text_encoder.modules():
+            if hasattr(module, "crossattention"):
+                del module.crossattention
         for name in self.names:
             self.model.get_parameter(name).requires_grad_(False)
         self.register_state_dict_post_hook(_leave_out_shared)

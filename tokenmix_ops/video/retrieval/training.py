@@ -59,10 +59,12 @@ class RetrievalTraining(nn.Module):
         self.temperature = nn.Parameter(torch.full((1,), temperature))
         self.alpha = alpha
         self.seed = seed
-        self._draws = 0
+        # Not a buffer: on a GPU, reading it would wait for all work at every step.
+        self._draws = torch.zeros(1, dtype=torch.int64)
 
     def forward(self, batch: Mapping[str, Tensor], epoch: float) -> dict[str, Tensor]:
-        """Mean losses over this process's pairs: "itc", "itm", "loss", their sum; "temperature".
+        """Mean losses over this process's pairs: "loss" is the sum of "itc" and "itm", which show
+        how it is made up and carry no gradient; also "temperature".
 
         ``batch``: "pixels" [n, T, 3, H, W]; "input_ids" and "attention_mask" [n, length], texts
         that start with [CLS]; "videos" int64 [n], the number of each pair's video, at least 0.
@@ -85,8 +87,12 @@ class RetrievalTraining(nn.Module):
         self.queue.enqueue(followers)
 
         itm = self._match(input_ids, attention_mask, tokens, current, everyone)
-        temperature = self.temperature.detach()[0].clone()
-        return {"loss": itc + itm, "itc": itc, "itm": itm, "temperature": temperature}
+        return {
+            "loss": itc + itm,
+            "itc": itc.detach(),
+            "itm": itm.detach(),
+            "temperature": self.temperature.detach()[0].clone(),
+        }
 
     def after_update(self) -> None:
         """Moves the momentum copy; to be called after every optimiser update."""
@@ -119,7 +125,7 @@ class RetrievalTraining(nn.Module):
         """The matching loss of each own pair, its video with a wrong text, its text with a wrong
         video."""
         # Seeds of neighbouring draws and runs must not meet: 2^20 draws a seed.
-        generator = torch.Generator().manual_seed((self.seed << 20) + self._draws)
+        generator = torch.Generator().manual_seed((self.seed << 20) + int(self._draws))
         self._draws += 1
         negatives = draw_negatives(features, self.temperature, generator)
         texts, videos = negatives.texts[everyone.own], negatives.videos[everyone.own]
@@ -140,8 +146,8 @@ class RetrievalTraining(nn.Module):
         return matching_loss(right, torch.cat([wrong_text, wrong_video]), negatives.exist)
 
     def get_extra_state(self) -> Tensor:
-        # A number of the CPU: kept as a buffer, reading it would wait for the GPU at every step.
-        return torch.tensor([self._draws])
+        """How often negatives were drawn: the number itself, as parameters are given out too."""
+        return self._draws
 
     def set_extra_state(self, state: Tensor) -> None:
-        self._draws = int(state)
+        self._draws.copy_(state)

@@ -11,6 +11,7 @@ from tokenmix_ops.video.tuning.method import (
     Switches,
     TuningMethod,
     VideoModel,
+    bottleneck_of,
     parameters_of,
 )
 from tokenmix_ops.video.tuning.settings import Tuning
@@ -41,11 +42,12 @@ class AdapterTuning(TuningMethod):
     """Updates the adapters: two a layer, one with a switch off (the paper's 1.88 M count one)."""
 
     name = "adapter"
+    takes = ("layers", "bottleneck")
     source = "Houlsby et al., ICML 2019"
 
     def insert(self, encoder: VideoEncoder, tuning: Tuning, layers: tuple[int, ...]) -> None:
         dim = encoder.config.hidden_size
-        bottleneck = tuning.bottleneck or max(1, dim // 8)
+        bottleneck = bottleneck_of(tuning, dim // 8)
         for index in layers:
             layer = encoder.layers[index]
             if tuning.attention is not False:

@@ -13,7 +13,6 @@ class BitFit(TuningMethod):
     """Biases alone; with LP or LH switched on, those parts' weights too."""
 
     name = "bitfit"
-    takes_layers = False
     switches = Switches(linear_projection=False, language_head=False)
     source = "Ben Zaken et al., BitFit, ACL 2022"
 

@@ -55,6 +55,7 @@ class DualAttentionTuning(TuningMethod):
     """
 
     name = "dual_attention"
+    takes = ("layers", "temporal_position")
     switches = Switches(ffn=False)
     source = "Token Mixing, Table 1: dual attention"
 

@@ -13,7 +13,6 @@ class Frozen(TuningMethod):
     """The zero-shot baseline; switches still turn LP and LH on."""
 
     name = "frozen"
-    takes_layers = False
     switches = Switches(False, False, False, False)
     source = "the image model, zero-shot"
 

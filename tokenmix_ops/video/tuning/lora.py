@@ -25,6 +25,7 @@ class Lora(TuningMethod):
     """
 
     name = "lora"
+    takes = ("layers", "rank")
     switches = Switches(ffn=False)
     source = "Hu et al., LoRA, ICLR 2022; not in the paper's tables"
 

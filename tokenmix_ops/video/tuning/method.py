@@ -49,7 +49,8 @@ class TuningMethod(ABC):
     name: ClassVar[str]
     switches: ClassVar[Switches] = Switches()
     last_layer_only: ClassVar[bool] = False
-    takes_layers: ClassVar[bool] = True
+    takes: ClassVar[tuple[str, ...]] = ()
+    """The settings of a `Tuning`, besides its switches, that the method reads."""
     source: ClassVar[str]
     """Where it comes from, for help texts."""
 
@@ -72,6 +73,15 @@ def layer_parts(layer: VideoLayer, switches: Switches) -> list[nn.Module]:
     if switches.ffn:
         parts += [layer.layer_norm2, layer.mlp]
     return parts
+
+
+def bottleneck_of(tuning: Tuning, default: int) -> int:
+    """The width inside an adapter; ValueError if it is less than 1."""
+    if tuning.bottleneck is None:
+        return max(1, default)
+    if tuning.bottleneck < 1:
+        raise ValueError(f"bottleneck must be at least 1, got {tuning.bottleneck}")
+    return tuning.bottleneck
 
 
 def parameters_of(modules: Iterable[nn.Module]) -> list[nn.Parameter]:

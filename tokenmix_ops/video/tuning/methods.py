@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import NamedTuple
 
 from torch import nn
@@ -54,9 +54,9 @@ def apply(model: VideoModel, tuning: Tuning) -> Tuned:
     """Makes a video model ready to be tuned, in place.
 
     The model must be fresh from its image weights, its encoder without mixing. Raises ValueError
-    for an unknown method, layers that do not exist or that the method does not choose among, or a
-    model that mixes or to which a method was applied. Inserted modules follow the tower's device
-    and type.
+    for an unknown method, a setting that it does not read, layers that do not exist, or a model
+    that mixes or to which a method was applied. Inserted modules follow the tower's device and
+    type.
     """
     if tuning.method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {tuning.method!r}")
@@ -66,6 +66,14 @@ def apply(model: VideoModel, tuning: Tuning) -> Tuned:
         if layer.self_attn.mixing.kind != "spatial":
             raise ValueError(f"layer {index} mixes tokens already; build with mixing_layers=()")
     method = METHODS[tuning.method]
+    for setting in fields(tuning):
+        if setting.name not in ("method", *Switches._fields, *method.takes):
+            value = getattr(tuning, setting.name)
+            if value != setting.default:
+                raise ValueError(
+                    f"method {method.name!r} has no use for {setting.name} = {value!r}: "
+                    "leave it out"
+                )
     layers = _layers(model.encoder, method, tuning)
     before = set(model.parameters()), set(model.encoder.modules())
     method.insert(model.encoder, tuning, layers)
@@ -113,8 +121,6 @@ def _chosen(
 
 def _layers(encoder: VideoEncoder, method: TuningMethod, tuning: Tuning) -> tuple[int, ...]:
     depth = len(encoder.layers)
-    if tuning.layers is not None and not method.takes_layers:
-        raise ValueError(f"method {method.name!r} has no layers to choose: leave layers out")
     if tuning.layers is None:
         return (depth - 1,) if method.last_layer_only else tuple(range(depth))
     for layer in tuning.layers:

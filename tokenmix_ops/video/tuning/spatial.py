@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import ClassVar
 
 from torch import nn
 
@@ -19,6 +20,7 @@ class Spatial(TuningMethod):
     """Nothing is new: what token mixing is compared with in Table 3."""
 
     name = "spatial"
+    takes: ClassVar[tuple[str, ...]] = ("layers",)
     last_layer_only = True
     source = "Token Mixing, Table 3, without mixing"
 

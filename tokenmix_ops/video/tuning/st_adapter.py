@@ -12,6 +12,7 @@ from tokenmix_ops.video.tuning.method import (
     Switches,
     TuningMethod,
     VideoModel,
+    bottleneck_of,
     parameters_of,
 )
 from tokenmix_ops.video.tuning.settings import Tuning
@@ -47,16 +48,16 @@ class STAdapterTuning(TuningMethod):
     """Updates the adapters, one a layer; none with ``attention`` off."""
 
     name = "st_adapter"
+    takes = ("layers", "bottleneck")
     source = "Pan et al., ST-Adapter, NeurIPS 2022"
 
     def insert(self, encoder: VideoEncoder, tuning: Tuning, layers: tuple[int, ...]) -> None:
         dim = encoder.config.hidden_size
         if tuning.attention is False:
             return
+        bottleneck = bottleneck_of(tuning, dim // 2)
         for index in layers:
-            encoder.layers[index].before_attention = STAdapter(
-                dim, tuning.bottleneck or max(1, dim // 2), encoder.num_frames
-            )
+            encoder.layers[index].before_attention = STAdapter(dim, bottleneck, encoder.num_frames)
 
     def updated(
         self, model: VideoModel, layers: tuple[int, ...], switches: Switches

@@ -49,7 +49,7 @@ class Temporal(TuningMethod):
     """
 
     name = "temporal"
-    takes_layers = False
+    takes = ("num_blocks", "temporal_position")
     source = "ViViT's factorised encoder (Arnab et al., ICCV 2021) on a frozen tower"
 
     def insert(self, encoder: VideoEncoder, tuning: Tuning, layers: tuple[int, ...]) -> None:

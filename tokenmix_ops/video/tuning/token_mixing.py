@@ -12,6 +12,7 @@ class TokenMixing(Spatial):
     """No new parameters; (P) updates the layers that mix, (F) everything."""
 
     name = "token_mixing"
+    takes = ("layers", "mixing")
     source = "Liu et al., Token Mixing, AAAI 2023"
 
     def insert(self, encoder: VideoEncoder, tuning: Tuning, layers: tuple[int, ...]) -> None:
