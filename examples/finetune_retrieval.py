@@ -46,7 +46,7 @@ def main(
         blip = tiny_blip("retrieval", tokenizer.vocab_size, image_size=size)
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    retriever = VideoRetriever(blip, mixing_layers=()).to(device)
+    retriever = VideoRetriever(blip).to(device)
     apply(retriever, Tuning(method, everything=None if model else True))
     training = RetrievalTraining(retriever, queue_size=57_600 if model else 128).to(device)
     trained = [p for p in training.parameters() if p.requires_grad]

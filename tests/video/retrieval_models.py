@@ -35,7 +35,7 @@ def tiny_model(seed=0, dropout=0.0):
 
 
 def tiny_retriever(seed=0, dropout=0.0):
-    return VideoRetriever(tiny_model(seed, dropout), num_frames=FRAMES)
+    return VideoRetriever(tiny_model(seed, dropout), num_frames=FRAMES, mixing_layers=(-1,))
 
 
 def texts(count, seed=0, length=LENGTH):

@@ -31,7 +31,7 @@ def blip(task="captioning", seed=0, **other):
 def fresh(task="captioning", seed=0, num_frames=FRAMES):
     if task == "captioning":
         return VideoCaptioner(blip(task, seed), num_frames=num_frames)
-    return VideoRetriever(blip(task, seed), num_frames=num_frames, mixing_layers=())
+    return VideoRetriever(blip(task, seed), num_frames=num_frames)
 
 
 def tuned(method="token_mixing", task="captioning", **other):

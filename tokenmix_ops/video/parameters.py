@@ -165,7 +165,7 @@ def _model(backbone: Backbone, task: Task) -> VideoCaptioner | VideoRetriever:
         blip = build_blip(blip_config(backbone, task), task)
         if isinstance(blip, BlipForConditionalGeneration):
             return VideoCaptioner(blip)
-        return VideoRetriever(blip, mixing_layers=())
+        return VideoRetriever(blip)
 
 
 def _row(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -31,7 +32,16 @@ def start_accelerator(settings: Training, **options: Any) -> Accelerator:
     )
     if settings.precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("precision fp16 needs a GPU: choose bf16, or no mixed precision")
+    if accelerator.num_processes > 1:
+        # A process that ends with its group alive may be aborted, with all its work done.
+        atexit.unregister(_leave_group)
+        atexit.register(_leave_group)
     return accelerator
+
+
+def _leave_group() -> None:
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def place(model: nn.Module, accelerator: Accelerator, fsdp: bool) -> nn.Module:

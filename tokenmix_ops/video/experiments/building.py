@@ -149,9 +149,7 @@ def _over_videos(
     if isinstance(blip, BlipForConditionalGeneration):
         model = VideoCaptioner(blip, num_frames=num_frames)
     else:
-        model = VideoRetriever(
-            blip, num_frames=num_frames, mixing_layers=(), enc_token_id=tokenizer.enc
-        )
+        model = VideoRetriever(blip, num_frames=num_frames, enc_token_id=tokenizer.enc)
     depth = len(model.encoder.layers)
     for index, layer in enumerate(model.encoder.layers):
         # It grows from the lowest layer to the highest, as BLIP trains.

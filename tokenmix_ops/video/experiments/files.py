@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import types
 import typing
 from pathlib import Path
@@ -27,7 +28,7 @@ def read_experiment(path: str | os.PathLike[str], task: str | None = None) -> An
         delta = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(delta, dict) or delta.get("task") not in EXPERIMENTS:
+    if not isinstance(delta, dict) or delta.get("task") not in list(EXPERIMENTS):
         raise ValueError(f"{path} must hold a line task: captioning or task: retrieval")
     own = delta.pop("task")
     if task is not None and own != task:
@@ -88,14 +89,20 @@ def _converted(value: Any, hint: Any, name: str) -> Any:
         if typing.get_origin(option) is Literal and value in typing.get_args(option):
             return value
         if typing.get_origin(option) is tuple and isinstance(value, list | tuple):
-            return tuple(value)
+            if all(type(part) is typing.get_args(option)[0] for part in value):
+                return tuple(value)
         if option is Path and isinstance(value, str):
             return Path(value)
-        if option is float and type(value) in (int, float):
+        # YAML 1.1 takes 1e-5, without a dot, for text.
+        if option is float and (type(value) in (int, float) or _is_number(value)):
             return float(value)
         if isinstance(option, type) and type(value) is option:
             return value
     raise ValueError(f"{name} must be {_shown(options)}, got {value!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[+-]?\d+[eE][+-]?\d+", value) is not None
 
 
 def _is_union(hint: Any) -> bool:
@@ -107,6 +114,8 @@ def _shown(options: tuple[Any, ...]) -> str:
     for option in options:
         if typing.get_origin(option) is Literal:
             names += [repr(value) for value in typing.get_args(option)]
+        elif typing.get_origin(option) is tuple:
+            names.append(f"a list of {typing.get_args(option)[0].__name__}")
         else:
             names.append(getattr(option, "__name__", str(option)).replace("NoneType", "null"))
     return " or ".join(names)

@@ -33,7 +33,7 @@ class Videos:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How captions are written."""
+    """How captions are written; ValueError for numbers out of range."""
 
     num_beams: int = 3
     """Beams of the search; 3 for MSVD, 5 for MSR-VTT and VATEX."""
@@ -43,6 +43,14 @@ class Decoding:
     """Most tokens of a caption."""
     top_p: float | None = None
     """Draw from the likeliest tokens of this total probability, instead of searching."""
+
+    def __post_init__(self) -> None:
+        if self.num_beams < 1:
+            raise ValueError(f"num_beams is {self.num_beams}, it must be at least 1")
+        if self.min_length > self.max_length:
+            raise ValueError(f"min_length is {self.min_length}, more than max_length")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}, it must be above 0 and at most 1")
 
 
 @dataclass(frozen=True)
@@ -82,7 +90,7 @@ class Captioning:
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Text-video retrieval with BLIP."""
+    """Text-video retrieval with BLIP; ValueError for a negative ``rerank``."""
 
     videos: OmitArgPrefixes[Videos] = field(default_factory=Videos)
     model: str = "Salesforce/blip-itm-base-coco"
@@ -103,6 +111,10 @@ class Retrieval:
         default_factory=lambda: Training(epochs=6, batch_size=8)
     )
     contrast: OmitArgPrefixes[Contrast] = field(default_factory=Contrast)
+
+    def __post_init__(self) -> None:
+        if self.rerank < 0:
+            raise ValueError(f"rerank is {self.rerank}, it must be at least 0")
 
 
 Experiment = Captioning | Retrieval

@@ -30,7 +30,9 @@ class VideoRetriever(nn.Module):
 
     Args:
         model: a BLIP retrieval model; its layers are changed in place.
-        num_frames, mixing, mixing_layers: as `VideoEncoder` takes them.
+        num_frames: frames of a video.
+        mixing, mixing_layers: as `VideoEncoder` takes them; by default no layer mixes, and
+            `tuning.apply` makes it so.
         enc_token_id: the token [ENC]; the last of the vocabulary, as in BLIP, if None.
     """
 
@@ -42,7 +44,7 @@ class VideoRetriever(nn.Module):
         *,
         num_frames: int = 8,
         mixing: Mixing | str = "released",
-        mixing_layers: Layers = (-1,),
+        mixing_layers: Layers = (),
         enc_token_id: int | None = None,
     ) -> None:
         super().__init__()

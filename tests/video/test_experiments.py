@@ -1,0 +1,255 @@
+"""Experiments with real captioners and retrievers: methods, kills, processes, accumulation."""
+
+import json
+import math
+import multiprocessing
+import os
+import signal
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from experiment_runs import TASKS, experiment, losses, rank, run, run_and_die
+from safetensors.torch import load_file
+
+import tokenmix_ops
+from tokenmix_ops.video import blip
+from tokenmix_ops.video.checkpoints import describe
+from tokenmix_ops.video.engine.store import Store
+from tokenmix_ops.video.experiments.building import load_checkpoint
+from tokenmix_ops.video.experiments.files import plain, read_experiment
+from tokenmix_ops.video.tuning import METHODS
+
+TRAINED = [name for name in METHODS if name != "frozen"]
+
+
+@pytest.fixture(autouse=True)
+def on_one_core(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def no_dropout(monkeypatch):
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+        monkeypatch.setitem(blip.TRAINING, name, 0.0)
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Processes that are forked from one that has imported everything and computed nothing."""
+    # Some Pythons do not give the server the path to import from.
+    paths = (str(Path(__file__).parent), str(Path(tokenmix_ops.__file__).parent.parent))
+    os.environ["PYTHONPATH"] = os.pathsep.join((*paths, os.environ.get("PYTHONPATH", "")))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["experiment_runs"])
+    return context
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("method", TRAINED)
+def test_every_method_trains_and_is_loaded_again(tmp_path, experiment_folder, task, method):
+    one = experiment(task, experiment_folder, method=method, max_steps=2)
+    figures = run(one, tmp_path)
+    assert figures["updates"] == 2
+    assert (figures["last"], figures["best"]) == (None, None)
+    curve = losses(tmp_path)
+    assert [line["update"] for line in curve] == [1, 2]
+    assert all(math.isfinite(line["loss"]) for line in curve)
+    assert curve[-1]["loss"] == figures["loss"]
+    assert json.loads((tmp_path / "figures.json").read_text()) == figures
+    assert read_experiment(tmp_path / "experiment.yaml") == one
+    assert not (tmp_path / "best.safetensors").exists()
+    description = describe(tmp_path / "last.safetensors")
+    assert description.settings == plain(one)
+    assert (description.task, description.model) == (task, str(experiment_folder / task))
+    loaded, _ = load_checkpoint(tmp_path / "last.safetensors")
+    own = dict(loaded.model.named_parameters())
+    saved = load_file(tmp_path / "last.safetensors")
+    assert saved.keys() == {name for name, p in own.items() if p.requires_grad}
+    for name, value in saved.items():
+        assert torch.equal(own[name], value), name
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_what_is_trained_moves_and_nothing_else(tmp_path, experiment_folder, task):
+    run(experiment(task, experiment_folder, method="token_mixing", max_steps=2), tmp_path)
+    before = load_file(experiment_folder / task / "model.safetensors")
+    after = load_file(tmp_path / "last.safetensors")
+    moved = {
+        name.removeprefix("encoder.")
+        for name, value in after.items()
+        if not torch.equal(value, before[name.removeprefix("encoder.")])
+    }
+    assert "vision_model.encoder.layers.1.self_attn.qkv.weight" in moved
+    assert not any(".layers.0." in name for name in after)
+    assert not any("bert" in name or "text_encoder" in name for name in after)
+
+
+@pytest.fixture(scope="module")
+def unkilled(tmp_path_factory, experiment_folder):
+    """Runs that nothing interrupts, of two epochs of four updates, with what they were."""
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("unkilled")
+    runs = {}
+    for task in TASKS:
+        one = experiment(task, experiment_folder, batch_size=8, epochs=2, save_every=2)
+        if task == "captioning":
+            one = replace(one, drop_path=0.2)
+        run(one, folder / task)
+        runs[task] = one, folder / task
+    return runs
+
+
+KILLS = (("update", 3), ("update", 6), ("write", 1), ("write", 3))
+
+
+def assert_same_tensors(mine, theirs):
+    assert mine.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert torch.equal(mine[name], value), name
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_killed_at_any_moment(tmp_path, unkilled, processes, task):
+    one, whole = unkilled[task]
+    started = []
+    for where, number in KILLS:
+        out = tmp_path / f"{where}{number}"
+        process = processes.Process(target=run_and_die, args=(one, out, where, number))
+        process.start()
+        started.append((out, process))
+    for out, process in started:
+        process.join(120)
+        assert process.exitcode == -signal.SIGKILL, out
+        assert not (out / "figures.json").exists()
+        run(one, out, resume=True)
+        assert losses(out) == losses(whole), out
+        assert (out / "figures.json").read_text() == (whole / "figures.json").read_text()
+        last = "last.safetensors"
+        assert_same_tensors(load_file(out / last), load_file(whole / last))
+        mine, theirs = Store(out).read(8), Store(whole).read(8)
+        assert_same_tensors(mine["model"], theirs["model"])
+        assert not list(out.glob("state/*.part"))
+
+
+# Name, settings of each of two processes, and of the one process.
+SHARED = {
+    "captioning": {"captioning": {}},
+    "retrieval": {"retrieval": {}, "full_retrieval": {"tuning": {"everything": True}}},
+}
+JOBS = {name: (task, more) for task, jobs in SHARED.items() for name, more in jobs.items()}
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory, experiment_folder, processes):
+    """Folders of what two processes did."""
+    out = tmp_path_factory.mktemp("two")
+    listed = [
+        (two_of(experiment_folder, name, 4), out / name)
+        for name in JOBS
+    ]  # fmt: skip
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    ranks = [processes.Process(target=rank, args=(i, port, listed)) for i in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(150)
+        if process.is_alive():
+            process.kill()
+    assert [process.exitcode for process in ranks] == [0, 0]
+    return out
+
+
+def two_of(folder, name, batch_size):
+    task, more = JOBS[name]
+    return experiment(
+        task, folder, method="token_mixing", select_on="val", batch_size=batch_size, **more
+    )
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_two_processes_agree_with_one(
+    tmp_path, experiment_folder, no_dropout, two_processes, name
+):
+    run(two_of(experiment_folder, name, 8), tmp_path)
+    mine, theirs = losses(two_processes / name), losses(tmp_path)
+    assert [line.pop("kind") for line in mine] == ["update"] * 4 + ["evaluation"]
+    assert [line.pop("kind") for line in theirs] == ["update"] * 4 + ["evaluation"]
+    assert [line.pop("split", None) for line in mine] == [line.pop("split", None) for line in theirs]
+    for line, wanted in zip(mine, theirs, strict=True):
+        assert line == pytest.approx(wanted, rel=1e-5)
+    weights, wanted = (
+        load_file(path / "last.safetensors") for path in (two_processes / name, tmp_path)
+    )
+    assert weights.keys() == wanted.keys()
+    for parameter, value in wanted.items():
+        torch.testing.assert_close(weights[parameter], value, rtol=1e-4, atol=1e-5, msg=parameter)
+
+
+def test_accumulated_batches_agree_with_one(tmp_path, experiment_folder, no_dropout):
+    for folder, sizes in (("whole", (8, 1)), ("cut", (4, 2))):
+        batch_size, accumulation = sizes
+        one = experiment(
+            "captioning", experiment_folder, batch_size=batch_size, accumulation=accumulation
+        )
+        run(one, tmp_path / folder)
+    whole, cut = losses(tmp_path / "whole"), losses(tmp_path / "cut")
+    assert len(whole) == len(cut) == 4
+    for line, wanted in zip(cut, whole, strict=True):
+        assert line.pop("kind") == wanted.pop("kind")
+        assert line == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_gradient_checkpointing_changes_nothing(tmp_path, experiment_folder, task):
+    for folder in ("kept", "again"):
+        one = experiment(
+            task,
+            experiment_folder,
+            method="full",
+            max_steps=2,
+            gradient_checkpointing=folder == "again",
+        )
+        run(one, tmp_path / folder)
+    for line, wanted in zip(losses(tmp_path / "again"), losses(tmp_path / "kept"), strict=True):
+        assert line.pop("kind") == wanted.pop("kind")
+        assert line == pytest.approx(wanted, rel=1e-6)
+    last = "last.safetensors"
+    again, kept = load_file(tmp_path / "again" / last), load_file(tmp_path / "kept" / last)
+    for name, value in kept.items():
+        torch.testing.assert_close(again[name], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_mixed_precision_on_a_cpu(tmp_path, experiment_folder, task):
+    curves = {}
+    for precision in ("no", "bf16"):
+        one = experiment(
+            task, experiment_folder, precision=precision, max_steps=2, select_on="val"
+        )
+        run(one, tmp_path / precision)
+        curves[precision] = [line["loss"] for line in losses(tmp_path / precision)[:2]]
+        for value in load_file(tmp_path / precision / "last.safetensors").values():
+            assert value.dtype is torch.float32
+    assert curves["bf16"] == pytest.approx(curves["no"], rel=0.05)
+    assert curves["bf16"] != curves["no"]
+
+
+def test_the_epoch_chosen_is_the_best_of_the_split(tmp_path, experiment_folder):
+    one = experiment("retrieval", experiment_folder, select_on="test", epochs=3, batch_size=8)
+    figures = run(one, tmp_path)
+    evaluations = [line for line in losses(tmp_path) if line["kind"] == "evaluation"]
+    assert [line["split"] for line in evaluations] == ["test"] * 3
+    best = max(evaluations, key=lambda line: line["score"])
+    assert figures["best"]["update"] == best["update"]
+    assert describe(tmp_path / "best.safetensors").figures["score"] == best["score"]
+    assert figures["last"]["update"] == 12
