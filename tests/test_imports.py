@@ -32,7 +32,7 @@ FLOORS = (
     ("video.encoder",),
     ("video.tuning",),
     ("video.captioning", "video.retrieval"),
-    ("video.checkpoints",),
+    ("video.checkpoints", "video.parameters"),
     ("video.engine",),
     ("video.experiments",),
     ("bench",),

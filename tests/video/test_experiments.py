@@ -192,7 +192,16 @@ def test_two_processes_agree_with_one(
     )
     assert weights.keys() == wanted.keys()
     for parameter, value in wanted.items():
-        torch.testing.assert_close(weights[parameter], value, rtol=1e-4, atol=1e-5, msg=parameter)
+        mine, value = (without_key_bias(parameter, v) for v in (weights[parameter], value))
+        torch.testing.assert_close(mine, value, rtol=1e-4, atol=1e-5, msg=parameter)
+
+
+def without_key_bias(name, value):
+    """The softmax takes no notice of it, and AdamW makes steps of its gradient's rounding."""
+    if name.endswith("qkv.bias"):
+        query, key, rest = value.chunk(3)
+        return torch.cat([query, 0 * key, rest])
+    return 0 * value if name.endswith(".key.bias") else value
 
 
 def test_accumulated_batches_agree_with_one(tmp_path, experiment_folder, no_dropout):

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import itertools
 import re
 import weakref
 
@@ -19,8 +20,10 @@ from tokenmix_ops.video.encoder import VideoEncoder
 from tokenmix_ops.video.layer import VideoLayer
 from tokenmix_ops.video.retrieval.retriever import VideoRetriever
 from tokenmix_ops.video.tuning import METHODS, Tuning, apply, resolved
+from tokenmix_ops.video.tuning.adapter import Adapter
 from tokenmix_ops.video.tuning.dual_attention import DualAttention
 from tokenmix_ops.video.tuning.lora import merged_projections, split_projection
+from tokenmix_ops.video.tuning.st_adapter import STAdapter
 
 DEPTH = 3
 TOWER = "encoder.vision_model."
@@ -263,6 +266,34 @@ def test_dual_attention_is_spatial_plus_gated_temporal_of_the_same_weights():
         wanted = torch.tensor(0.7, dtype=torch.float64).tanh() * attention.temporal(hidden)[0]
     assert attention.temporal.mixing.kind == "temporal"
     assert max_error(added, wanted) < 1e-12
+
+
+def test_an_st_adapter_sums_over_neighbours_in_time_and_space_and_passes_cls_on():
+    frames, side, dim = 3, 4, 6
+    adapter = redraw(STAdapter(dim, 2, frames).double(), scale=1.0)
+    hidden = torch.randn(2 * frames, 1 + side**2, dim, dtype=torch.float64)
+    given = adapter(hidden)
+    assert torch.equal(given[:, 0], hidden[:, 0])
+    video = hidden[:, 1:].reshape(2, frames, side, side, dim)
+    inner = video @ adapter.down.weight.T + adapter.down.bias
+    found = adapter.convolution.bias.expand(2, frames, side, side, 2).clone()
+    for place in itertools.product(range(frames), range(side), range(side)):
+        for step in itertools.product(range(3), repeat=3):
+            t, y, x = (here + there - 1 for here, there in zip(place, step, strict=True))
+            if 0 <= t < frames and 0 <= y < side and 0 <= x < side:
+                weight = adapter.convolution.weight[(slice(None), slice(None), *step)]
+                found[(slice(None), *place)] += inner[:, t, y, x] @ weight.T
+    wanted = video + found @ adapter.up.weight.T + adapter.up.bias
+    assert max_error(given[:, 1:], wanted.reshape(2 * frames, side**2, dim)) < 1e-12
+
+
+def test_an_adapter_is_three_layers_with_one_sigmoid_and_a_residual():
+    adapter = redraw(Adapter(6, 2).double(), scale=1.0)
+    hidden = torch.randn(5, 6, dtype=torch.float64)
+    low = 1 / (1 + (-(hidden @ adapter.down.weight.T + adapter.down.bias)).exp())
+    inner = low @ adapter.middle.weight.T + adapter.middle.bias
+    wanted = hidden + inner @ adapter.up.weight.T + adapter.up.bias
+    assert max_error(adapter(hidden), wanted) < 1e-12
 
 
 @pytest.mark.parametrize("method", ["token_mixing", "spatial"])

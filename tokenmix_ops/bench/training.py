@@ -2,7 +2,7 @@
 
     python -m tokenmix_ops.bench.training --out DIR
 
-The size is the paper's on a CUDA GPU, and one video for half the layers with ``--device cpu``. DIR
+The size is the paper's on a CUDA GPU, and one video in 4 layers with ``--device cpu``. DIR
 gets the rows of data, training-<device>.jsonl, and a README.md beside DIR has its tables rendered.
 """
 
@@ -220,7 +220,7 @@ def all_runs() -> list[Run]:
 
 SIZES = {
     "cuda": Size(),
-    "cpu": Size(batch=1, vision={"num_hidden_layers": 6}, text={"num_hidden_layers": 6}),
+    "cpu": Size(batch=1, vision={"num_hidden_layers": 4}, text={"num_hidden_layers": 4}),
 }
 
 

@@ -1,0 +1,424 @@
+"""Training and what follows it, as a user types it: figures, files, sentences, exit statuses."""
+
+import json
+import os
+import re
+import shutil
+
+import huggingface_hub.constants
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from tokenmix_ops.video import cli
+from tokenmix_ops.video.data.manifest import read_manifest, write_manifest
+
+COMMANDS = {"caption": "captioning", "retrieval": "retrieval"}
+OWN = {
+    "caption": ("--num-beams", "2", "--max-length", "8"),
+    "retrieval": ("--queue-size", "24", "--rerank", "2"),
+}
+
+
+@pytest.fixture(autouse=True)
+def on_one_core_and_offline(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def tokenmix(capsys):
+    """(exit status, standard output, standard error) of ``tokenmix`` with the arguments."""
+
+    def run(*arguments):
+        status = 0
+        capsys.readouterr()
+        try:
+            cli.main(list(map(str, arguments)))
+        except SystemExit as stop:
+            status = stop.code
+        captured = capsys.readouterr()
+        if isinstance(status, str):
+            return 1, captured.out, captured.err + status
+        return status, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def refused(tokenmix):
+    """The one sentence with which a command ends that cannot be done."""
+
+    def run(*arguments):
+        status, out, err = tokenmix(*arguments)
+        assert (status, out) == (1, "")
+        assert "Traceback" not in err
+        sentence = re.sub(r"Loading weights:.*\r?", "", err).strip()
+        assert sentence.startswith("tokenmix: ")
+        assert "\n" not in sentence
+        return sentence.removeprefix("tokenmix: ")
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def training(experiment_folder):
+    """Arguments of a training of two updates."""
+
+    def arguments(command, out, *more, **replaced):
+        flags = {
+            "data": experiment_folder / "world" / "videos.jsonl",
+            "model": experiment_folder / COMMANDS[command],
+            "num-frames": 2,
+            "image-size": 32,
+            "batch-size": 4,
+            "learning-rate": 1e-3,
+            "workers": 0,
+            "max-steps": 2,
+            **{name.replace("_", "-"): value for name, value in replaced.items()},
+        }
+        listed = [part for n, v in flags.items() if v is not None for part in (f"--{n}", v)]
+        return [command, "train", "--out", out, *listed, *OWN[command], *more]
+
+    return arguments
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, training):
+    """Folders of a captioner's and of a retriever's training."""
+    folder = tmp_path_factory.mktemp("trained")
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    torch.set_num_threads(1)
+    for command in COMMANDS:
+        cli.main(list(map(str, training(command, folder / command))))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(experiment_folder):
+    return experiment_folder / "world" / "videos.jsonl"
+
+
+@pytest.fixture
+def altered(data, tmp_path):
+    """The data, changed by a function of a list of videos; its paths start from the same root."""
+
+    def write(change):
+        return write_manifest(tmp_path / "altered.jsonl", change(list(read_manifest(data).videos)))
+
+    return write
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_training_prints_and_writes_what_came_out(tokenmix, training, tmp_path, command):
+    out = tmp_path / "run"
+    status, printed, err = tokenmix(*training(command, out, "--json"))
+    assert status == 0
+    figures = json.loads(printed)
+    assert figures == json.loads((out / "figures.json").read_text())
+    assert figures["updates"] == 2
+    assert figures["best"] == figures["last"]
+    assert "update 2 of 2" in err
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [line["kind"] for line in lines] == ["update", "update", "evaluation"]
+    assert load_file(out / "best.safetensors").keys() == load_file(out / "last.safetensors").keys()
+    assert yaml.safe_load((out / "experiment.yaml").read_text())["task"] == COMMANDS[command]
+    # Once more: it says so, and does nothing.
+    before = (out / "log.jsonl").read_text()
+    status, printed, _ = tokenmix(*training(command, out, "--resume"))
+    assert status == 0
+    assert f"{out} is finished, after 2 updates" in printed
+    assert str(out / "best.safetensors") in printed
+    assert (out / "log.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_experiment_file_of_a_run_repeats_it(tokenmix, trained, tmp_path, command):
+    config = trained / command / "experiment.yaml"
+    status, out, _ = tokenmix(command, "train", "--config", config, "--out", tmp_path, "--json")
+    assert status == 0
+    assert json.loads(out) == json.loads((trained / command / "figures.json").read_text())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_tiny_needs_data_alone(tokenmix, data, tmp_path, command):
+    flags = ("--num-frames", 2, "--max-steps", 1, "--batch-size", 2, *OWN[command])
+    status, out, _ = tokenmix(
+        command, "train", "--tiny", "--data", data, "--out", tmp_path / "run", *flags
+    )
+    assert status == 0
+    assert "best.safetensors" in out
+    moved = tmp_path / "moved"
+    (tmp_path / "run").rename(moved)
+    best = moved / "best.safetensors"
+    status, out, _ = tokenmix(command, "evaluate", best, "--data", data, "--workers", 0, "--json")
+    assert status == 0
+    if command == "caption":
+        assert set(json.loads(out)) == {*(f"BLEU-{n}" for n in range(1, 5)), "ROUGE-L", "CIDEr"}
+    else:
+        assert {"t2v R@1", "v2t MedR", "rsum"} <= set(json.loads(out))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_evaluating_gives_the_figures_of_the_training(tokenmix, trained, data, command):
+    figures = json.loads((trained / command / "figures.json").read_text())["best"]
+    best = trained / command / "best.safetensors"
+    flags = ("--data", data, "--split", "val", "--workers", 0)
+    status, out, _ = tokenmix(command, "evaluate", best, *flags, "--json")
+    assert status == 0
+    found = json.loads(out)
+    assert found == pytest.approx({name: figures[name] for name in found}, rel=1e-6)
+    status, out, _ = tokenmix(command, "evaluate", best, *flags)
+    assert status == 0
+    for name, value in found.items():
+        assert re.search(rf"{re.escape(name)} +{value:.2f}\b", out), out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_exported_model_is_as_good_as_the_checkpoint(
+    tokenmix, trained, data, tmp_path, command
+):
+    best, whole = trained / command / "best.safetensors", tmp_path / "whole"
+    assert tokenmix(command, "export", best, whole)[:2] == (0, f"{whole}\n")
+    flags = ("--data", data, "--workers", 0, "--json")
+    same = ("--num-beams", 3) if command == "caption" else ("--rerank", 4)
+    results = [tokenmix(command, "evaluate", path, *flags, *same) for path in (best, whole)]
+    assert [status for status, _, _ in results] == [0, 0]
+    # A checkpoint brings the longest caption with it, a whole model has the default.
+    if command == "retrieval":
+        assert json.loads(results[0][1]) == pytest.approx(json.loads(results[1][1]))
+
+
+def test_evaluating_writes_captions(tokenmix, trained, data, tmp_path):
+    best, file = trained / "caption" / "best.safetensors", tmp_path / "captions.json"
+    flags = ("--data", data, "--workers", 0, "--num-beams", 1, "--out", file)
+    assert tokenmix("caption", "evaluate", best, *flags)[0] == 0
+    rows = json.loads(file.read_text())
+    assert {row["image_id"] for row in rows} == {"video9", "video19"}
+    assert all(row["caption"] for row in rows)
+
+
+def test_predicting_goes_on_after_a_file_that_cannot_be_read(tokenmix, trained, data, tmp_path):
+    good = data.parent / "videos" / "video0.mp4"
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(b"not a video")
+    best = trained / "caption" / "best.safetensors"
+    status, out, err = tokenmix("caption", "predict", best, good, bad, good, tmp_path / "none.mp4")
+    assert status == 1
+    lines = out.splitlines()
+    assert len(lines) == 2
+    assert lines[0] == lines[1]
+    assert lines[0].startswith(f"{good}: ")
+    problems = [line for line in err.splitlines() if line.startswith("tokenmix: ")]
+    assert str(bad) in problems[0]
+    assert "none.mp4" in problems[1]
+    assert problems[2] == "tokenmix: 2 of 4 videos could not be captioned"
+    status, out, _ = tokenmix("caption", "predict", best, good, bad, "--json")
+    assert status == 1
+    rows = list(map(json.loads, out.splitlines()))
+    assert [row["video"] for row in rows] == [str(good), str(bad)]
+    assert rows[0]["error"] is None
+    assert rows[0]["captions"] == [lines[0].partition(": ")[2]]
+    assert rows[1]["captions"] == []
+    assert str(bad) in rows[1]["error"]
+
+
+def test_several_captions(tokenmix, trained, data):
+    good, best = data.parent / "videos" / "video0.mp4", trained / "caption" / "best.safetensors"
+
+    def captions(*flags):
+        status, out, _ = tokenmix("caption", "predict", best, good, "--json", *flags)
+        assert status == 0
+        return json.loads(out)["captions"]
+
+    assert len(set(captions("--num-captions", 3))) == 3
+    assert captions("--num-captions", 3, "--num-beams", 2)[0] == captions("--num-beams", 3)[0]
+    drawn = captions("--top-p", 0.95, "--num-captions", 4)
+    assert len(set(drawn)) > 1
+    assert drawn == captions("--top-p", 0.95, "--num-captions", 4)
+    assert drawn != captions("--top-p", 0.95, "--num-captions", 4, "--seed", 1)
+
+
+def test_predicting_what_cannot_be(refused, tokenmix, trained, data):
+    good, best = data.parent / "videos" / "video0.mp4", trained / "caption" / "best.safetensors"
+    assert "top_p is 2.0" in refused("caption", "predict", best, good, "--top-p", 2)
+    assert "num_beams is 0" in refused("caption", "predict", best, good, "--num-beams", 0)
+    assert "num_captions" in refused("caption", "predict", best, good, "--num-captions", 0)
+    assert "no videos given" in refused("caption", "predict", best)
+
+
+def test_a_checkpoint_of_the_other_task(refused, trained, data, tmp_path):
+    best = trained / "retrieval" / "best.safetensors"
+    wanted = f"{best} is of task retrieval, wanted captioning"
+    good = data.parent / "videos" / "video0.mp4"
+    assert wanted in refused("caption", "predict", best, good)
+    assert wanted in refused("caption", "evaluate", best, "--data", data)
+    assert wanted in refused("caption", "export", best, tmp_path / "whole")
+    none = tmp_path / "none.safetensors"
+    assert f"{none} does not exist" in refused("caption", "predict", none, good)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_model_that_was_moved(
+    refused, tokenmix, training, experiment_folder, data, tmp_path, command
+):
+    home, new = tmp_path / "model", tmp_path / "elsewhere"
+    shutil.copytree(experiment_folder / COMMANDS[command], home)
+    out = tmp_path / "run"
+    assert tokenmix(*training(command, out, model=home, select_on="none"))[0] == 0
+    home.rename(new)
+    evaluate = (command, "evaluate", out / "last.safetensors", "--data", data, "--workers", 0)
+    sentence = refused(*evaluate)
+    assert str(home) in sentence
+    assert "--model" in sentence
+    assert tokenmix(*evaluate, "--model", new)[0] == 0
+    # Another model than the one that was tuned is told by its frozen weights.
+    other = tmp_path / "other"
+    shutil.copytree(new, other)
+    weights = load_file(other / "model.safetensors")
+    changed = {name: value + 0.1 for name, value in weights.items()}
+    from safetensors.torch import save_file
+
+    save_file(changed, other / "model.safetensors", {"format": "pt"})
+    assert "was tuned on other weights" in refused(*evaluate, "--model", other)
+
+
+def test_a_model_named_from_here_is_found_from_here(
+    tokenmix, training, experiment_folder, data, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(experiment_folder)
+    out = tmp_path / "run"
+    assert tokenmix(*training("caption", out, model="./captioning", select_on="none"))[0] == 0
+    last = out / "last.safetensors"
+    assert tokenmix("caption", "predict", last, data.parent / "videos" / "video0.mp4")[0] == 0
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_model_that_is_not_there(refused, training, tmp_path, command):
+    for name in ("Salesforce/blip-image-captioning-base", "no/such", str(tmp_path / "none")):
+        sentence = refused(*training(command, tmp_path / "run", model=name))
+        assert name in sentence
+        assert "published by Salesforce" in sentence
+        assert "--model" in sentence
+        assert "--tiny" in sentence
+    original = tmp_path / "blip.pth"
+    original.write_bytes(b"cut off")
+    assert str(original) in refused(*training(command, tmp_path / "run", model=original))
+
+
+def test_starting_again_and_going_on_with_something_else(refused, tokenmix, training, tmp_path):
+    out = tmp_path / "run"
+    sentence = refused(*training("caption", out, "--resume"))
+    assert f"{out} holds no training to resume" in sentence
+    assert tokenmix(*training("caption", out, select_on="none"))[0] == 0
+    assert "pass --resume" in refused(*training("caption", out, select_on="none"))
+    for changes, text in (
+        ({"method": "spatial"}, "tuning.method was token_mixing and is spatial"),
+        ({"learning_rate": 0.5}, "training.learning_rate was 0.001 and is 0.5"),
+        ({"max_steps": 3}, "training.max_steps was 2 and is 3"),
+    ):
+        changed = training("caption", out, "--resume", **{"select_on": "none", **changes})
+        sentence = refused(*changed)
+        assert f"{out} is of another experiment: {text}; give the same" in sentence
+    sentence = refused(*training("retrieval", out, "--resume", select_on="none"))
+    assert "task was captioning and is retrieval" in sentence
+    assert tokenmix(*training("caption", out, "--resume", select_on="none", workers=1))[0] == 0
+
+
+def test_data_that_is_not_there(refused, training, data, tmp_path, altered):
+    out = tmp_path / "run"
+    sentence = refused(*training("caption", out, data=None))
+    assert "pass --data" in sentence
+    assert "tokenmix data shapes" in sentence
+    assert "none.jsonl" in refused(*training("caption", out, data=tmp_path / "none.jsonl"))
+    sentence = refused(*training("caption", out, root=tmp_path))
+    assert "16 of 16 videos of split 'train' are not there" in sentence
+    assert "--root" in sentence
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    assert "it has none at all" in refused(*training("caption", out, data=empty))
+    empty.write_text("{\n")
+    assert f"{empty}, line 1: is not JSON" in refused(*training("caption", out, data=empty))
+    alone = altered(lambda videos: [v for v in videos if v.split == "train"])
+    where = {"data": alone, "root": data.parent}
+    sentence = refused(*training("retrieval", out, **where))
+    assert "--select-on" in sentence
+    assert "--select-on none" in sentence
+    sentence = refused(*training("retrieval", out, batch_size=999, **where, select_on="none"))
+    assert "fewer than one update's 999" in sentence
+    assert not (out / "log.jsonl").exists()
+
+
+def test_a_split_without_captions_is_told_before_the_training(
+    refused, training, data, tmp_path, altered
+):
+    from dataclasses import replace
+
+    some = altered(lambda videos: [replace(v, captions=()) if v.split == "val" else v
+                                   for v in videos])  # fmt: skip
+    for command in COMMANDS:
+        sentence = refused(*training(command, tmp_path / "run", data=some, root=data.parent))
+        assert "split 'val'" in sentence
+        assert "captions" in sentence
+        assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+def test_settings_that_cannot_be(refused, training, tmp_path):
+    out = tmp_path / "run"
+    assert "nothing to train" in refused(*training("caption", out, method="frozen"))
+    assert "multiple of the patch size" in refused(*training("caption", out, image_size=33))
+    assert "epochs is 0" in refused(*training("caption", out, epochs=0))
+    assert "fp16 needs a GPU" in refused(*training("retrieval", out, precision="fp16"))
+    assert "one: start more" in refused(*training("retrieval", out, "--fsdp"))
+    assert "layer" in refused(*training("retrieval", out, "--layers", 7))
+    assert "temperature must be" in refused(*training("retrieval", out, temperature=3))
+
+
+def test_a_clip_that_a_worker_cannot_read_ends_the_training(refused, training, data, tmp_path):
+    world = tmp_path / "world"
+    shutil.copytree(data.parent, world)
+    bad = world / "videos" / "video0.mp4"
+    bad.write_bytes(b"not a video")
+    out = tmp_path / "run"
+    for workers in (0, 1):
+        given = training(
+            "caption", out / str(workers), data=world / "videos.jsonl", workers=workers,
+            max_steps=8, save_every=1,
+        )  # fmt: skip
+        assert refused(*given).startswith(f"{bad}: ")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("caption", "train"),
+        ("caption", "evaluate"),
+        ("caption", "predict"),
+        ("caption", "export"),
+        ("retrieval", "train"),
+        ("retrieval", "evaluate"),
+        ("retrieval", "export"),
+    ],
+    ids=" ".join,
+)
+def test_help_has_an_example_and_explains_every_flag(tokenmix, monkeypatch, words):
+    monkeypatch.setenv("COLUMNS", "300")
+    status, out, _ = tokenmix(*words, "--help")
+    assert status == 0
+    text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", out).split())
+    assert f"Example: tokenmix {' '.join(words)} " in text
+    rows = [line.strip("│ ").rstrip() for line in out.splitlines()]
+    flags = [row for row in rows if re.match(r"--?[a-z]|\[?[A-Z:|,{ ]+\]? ", row)]
+    assert len([flag for flag in flags if flag.startswith("-")]) >= 2
+    for index, row in enumerate(rows):
+        if re.match(r"--[a-z]", row):
+            said = re.sub(r"\((default|required|optional|fixed|repeatable)[^)]*\)", "", row)
+            below = rows[index + 1] if index + 1 < len(rows) else ""
+            parts = re.split(r"\s{2,}", said.strip(), maxsplit=1)
+            explained = len(parts) == 2 and re.search(r"[a-z]{2}", parts[1])
+            assert explained or re.match(r"[A-Za-z\"]", below), row
