@@ -3,12 +3,13 @@
 import json
 import os
 import signal
+from contextlib import redirect_stdout
 from dataclasses import replace
 
 import torch
 from rich.console import Console
 
-from tokenmix_ops.video import blip
+from tokenmix_ops.video import blip, cli
 from tokenmix_ops.video.data.manifest import read_manifest
 from tokenmix_ops.video.data.shapes import write_world
 from tokenmix_ops.video.engine import store
@@ -132,4 +133,12 @@ def rank(index, port, jobs):
     without_dropout()
     for one, out in jobs:
         run(one, out)
+    one, out = jobs[0]
+    folder = out.parent
+    data = ("--data", str(one.videos.data), "--workers", "0", "--json")
+    again = ("--config", str(out / "experiment.yaml"), "--out", str(folder / "command"))
+    best = str(folder / "command" / "best.safetensors")
+    with (folder / f"printed{index}").open("w") as printed, redirect_stdout(printed):
+        cli.main(["caption", "train", *again, *data])
+        cli.main(["caption", "evaluate", best, "--split", "val", *data])
     torch.distributed.destroy_process_group()

@@ -139,12 +139,16 @@ def test_killed_at_any_moment(tmp_path, unkilled, processes, task):
         assert not list(out.glob("state/*.part"))
 
 
-# Name, settings of each of two processes, and of the one process.
-SHARED = {
-    "captioning": {"captioning": {}},
-    "retrieval": {"retrieval": {}, "full_retrieval": {"tuning": {"everything": True}}},
+EVERYTHING = {"tuning": {"everything": True}}
+# Task, settings, and what two processes have besides.
+JOBS = {
+    "captioning": ("captioning", {}, {}),
+    "retrieval": ("retrieval", {}, {}),
+    "whole_retrieval": ("retrieval", EVERYTHING, {}),
+    "checkpointed_retrieval": ("retrieval", {}, {"gradient_checkpointing": True}),
+    "divided_captioning": ("captioning", EVERYTHING, {"fsdp": True}),
+    "divided_retrieval": ("retrieval", EVERYTHING, {"fsdp": True}),
 }
-JOBS = {name: (task, more) for task, jobs in SHARED.items() for name, more in jobs.items()}
 
 
 @pytest.fixture(scope="module")
@@ -152,9 +156,9 @@ def two_processes(tmp_path_factory, experiment_folder, processes):
     """Folders of what two processes did."""
     out = tmp_path_factory.mktemp("two")
     listed = [
-        (two_of(experiment_folder, name, 4), out / name)
-        for name in JOBS
-    ]  # fmt: skip
+        (part_of(experiment_folder, name, batch_size=4, **besides), out / name)
+        for name, (_, _, besides) in JOBS.items()
+    ]
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -169,18 +173,16 @@ def two_processes(tmp_path_factory, experiment_folder, processes):
     return out
 
 
-def two_of(folder, name, batch_size):
-    task, more = JOBS[name]
-    return experiment(
-        task, folder, method="token_mixing", select_on="val", batch_size=batch_size, **more
-    )
+def part_of(folder, name, **training):
+    task, more, _ = JOBS[name]
+    return experiment(task, folder, method="token_mixing", select_on="val", **more, **training)
 
 
 @pytest.mark.parametrize("name", JOBS)
 def test_two_processes_agree_with_one(
     tmp_path, experiment_folder, no_dropout, two_processes, name
 ):
-    run(two_of(experiment_folder, name, 8), tmp_path)
+    run(part_of(experiment_folder, name, batch_size=8), tmp_path)
     mine, theirs = losses(two_processes / name), losses(tmp_path)
     assert [line.pop("kind") for line in mine] == ["update"] * 4 + ["evaluation"]
     assert [line.pop("kind") for line in theirs] == ["update"] * 4 + ["evaluation"]
@@ -194,6 +196,16 @@ def test_two_processes_agree_with_one(
     for parameter, value in wanted.items():
         mine, value = (without_key_bias(parameter, v) for v in (weights[parameter], value))
         torch.testing.assert_close(mine, value, rtol=1e-4, atol=1e-5, msg=parameter)
+
+
+def test_two_processes_print_once(two_processes):
+    """The command trains and evaluates; the first process alone says what came out."""
+    printed = [json.loads(line) for line in (two_processes / "printed0").read_text().splitlines()]
+    assert (two_processes / "printed1").read_text() == ""
+    trained, evaluated = printed
+    best = json.loads((two_processes / "command" / "figures.json").read_text())["best"]
+    assert trained["best"] == best
+    assert evaluated == pytest.approx({name: best[name] for name in evaluated})
 
 
 def without_key_bias(name, value):

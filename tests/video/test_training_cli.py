@@ -4,12 +4,13 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 
 import huggingface_hub.constants
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tokenmix_ops.video import cli
 from tokenmix_ops.video.data.manifest import read_manifest, write_manifest
@@ -83,7 +84,7 @@ def training(experiment_folder):
             **{name.replace("_", "-"): value for name, value in replaced.items()},
         }
         listed = [part for n, v in flags.items() if v is not None for part in (f"--{n}", v)]
-        return [command, "train", "--out", out, *listed, *OWN[command], *more]
+        return [command, "train", "--out", out, *OWN[command], *listed, *more]
 
     return arguments
 
@@ -282,8 +283,6 @@ def test_a_model_that_was_moved(
     shutil.copytree(new, other)
     weights = load_file(other / "model.safetensors")
     changed = {name: value + 0.1 for name, value in weights.items()}
-    from safetensors.torch import save_file
-
     save_file(changed, other / "model.safetensors", {"format": "pt"})
     assert "was tuned on other weights" in refused(*evaluate, "--model", other)
 
@@ -355,24 +354,32 @@ def test_data_that_is_not_there(refused, training, data, tmp_path, altered):
 
 
 def test_a_split_without_captions_is_told_before_the_training(
-    refused, training, data, tmp_path, altered
+    refused, training, trained, data, tmp_path, altered
 ):
-    from dataclasses import replace
-
     some = altered(lambda videos: [replace(v, captions=()) if v.split == "val" else v
                                    for v in videos])  # fmt: skip
     for command in COMMANDS:
         sentence = refused(*training(command, tmp_path / "run", data=some, root=data.parent))
-        assert "split 'val'" in sentence
-        assert "captions" in sentence
-        assert not (tmp_path / "run" / "log.jsonl").exists()
+        wanted = "2 of 2 videos of split 'val' have no captions to compare with: video8, video18"
+        assert sentence == wanted
+        assert not (tmp_path / "run").exists()
+        best = trained / command / "best.safetensors"
+        where = ("--data", some, "--root", data.parent, "--split", "val", "--workers", 0)
+        assert "split 'val'" in refused(command, "evaluate", best, *where)
 
 
-def test_settings_that_cannot_be(refused, training, tmp_path):
+def test_settings_that_cannot_be(refused, tokenmix, training, tmp_path):
     out = tmp_path / "run"
+    for command, flag, text in (
+        ("caption", {"epochs": 0}, "epochs is 0"),
+        ("caption", {"top_p": 2}, "top_p is 2"),
+        ("retrieval", {"rerank": -1}, "rerank is -1"),
+    ):
+        status, printed, err = tokenmix(*training(command, out, **flag))
+        assert (status, printed) == (2, "")
+        assert text in " ".join(err.split())
     assert "nothing to train" in refused(*training("caption", out, method="frozen"))
     assert "multiple of the patch size" in refused(*training("caption", out, image_size=33))
-    assert "epochs is 0" in refused(*training("caption", out, epochs=0))
     assert "fp16 needs a GPU" in refused(*training("retrieval", out, precision="fp16"))
     assert "one: start more" in refused(*training("retrieval", out, "--fsdp"))
     assert "layer" in refused(*training("retrieval", out, "--layers", 7))

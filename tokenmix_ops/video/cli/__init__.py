@@ -197,11 +197,20 @@ def main(arguments: list[str] | None = None) -> None:
             description="Token-mixing attention for video transformers.",
         )
     except (ValueError, OSError, RuntimeError, ModuleNotFoundError) as error:
-        # A data loader's worker sends its whole traceback.
-        sys.exit(f"tokenmix: {str(error).strip().splitlines()[-1]}" if str(error) else repr(error))
+        sys.exit(f"tokenmix: {_sentence(error)}")
     except KeyboardInterrupt:
         print("tokenmix: stopped", file=sys.stderr)
         sys.exit(130)
+
+
+def _sentence(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    if not lines:
+        return repr(error)
+    # A data loader's worker sends its traceback, which ends in the error's class and its text.
+    if "Original Traceback" in str(error):
+        return lines[-1].partition(": ")[2]
+    return " ".join(lines)
 
 
 def _app(arguments: list[str]) -> SubcommandApp:

@@ -47,9 +47,13 @@ def train(
     if print_config:
         print(as_yaml(experiment), end="")
         return
+    from accelerate import PartialState
+
     from tokenmix_ops.video.experiments.running import run
 
     figures = run(experiment, out, resume=resume, console=Console(stderr=json_, highlight=False))
+    if not PartialState().is_main_process:
+        return
     if json_:
         print(json.dumps(figures))
     else:
@@ -60,15 +64,14 @@ def train(
 
 
 def show(figures: Mapping[str, Any], *, as_json: bool) -> None:
-    """Prints figures as JSON, or as a table of one row."""
+    """Prints figures as JSON, or as a table with one figure a line."""
     if as_json:
         print(json.dumps(figures))
         return
     shown = {name: value for name, value in figures.items() if name not in ("update", "score")}
-    table = Table(*shown, box=None)
-    table.add_row(
-        *(f"{value:.2f}" if isinstance(value, float) else str(value) for value in shown.values())
-    )
+    table = Table.grid(padding=(0, 2))
+    for name, value in shown.items():
+        table.add_row(name, f"{value:.2f}" if isinstance(value, float) else str(value))
     Console().print(table)
 
 

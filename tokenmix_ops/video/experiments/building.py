@@ -112,14 +112,15 @@ def load_checkpoint(
     """
     description = describe(path)
     name = model or description.model
-    if model is None and name.startswith("./"):
+    tiny = bool(description.settings.get("tiny"))
+    if model is None and tiny:
         name = str(Path(path).parent / name)
     loaded = load_image_model(
         cast(Task, description.task),
         name,
         num_frames=description.num_frames,
         image_size=description.image_size,
-        tokenizer=None if name != description.model else description.settings.get("tokenizer"),
+        tokenizer=None if tiny else description.settings.get("tokenizer"),
     )
     load_updated(loaded.model, path)
     loaded.model.eval()

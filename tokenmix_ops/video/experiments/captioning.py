@@ -84,9 +84,7 @@ class CaptioningTask:
         figures = caption_scores(predicted, references)
         return {**figures, "score": figures["CIDEr"] + figures["BLEU-4"]}
 
-    def save_updated(
-        self, path: Path, figures: Mapping[str, Any], tensors: dict[str, Tensor] | None = None
-    ) -> None:
+    def save_updated(self, path: Path, figures: Mapping[str, Any]) -> None:
         save_updated(
             path,
             self.captioner,

@@ -18,7 +18,7 @@ from tokenmix_ops.video.experiments.building import Loaded, load_checkpoint, loa
 from tokenmix_ops.video.experiments.captioning import caption_split, write_captions
 from tokenmix_ops.video.experiments.files import overridden
 from tokenmix_ops.video.experiments.retrieval import rank_split
-from tokenmix_ops.video.experiments.running import open_data
+from tokenmix_ops.video.experiments.running import check_captions, open_data
 from tokenmix_ops.video.experiments.settings import Captioning, Retrieval, Videos
 from tokenmix_ops.video.metrics.captions import caption_scores
 from tokenmix_ops.video.text import clean_caption
@@ -42,6 +42,7 @@ def evaluate_captions(
         experiment = replace(experiment, decoding=replace(experiment.decoding, num_beams=num_beams))
     experiment = _reading(experiment, reading)
     manifest = open_data(Videos(data, root), split)
+    check_captions(manifest, split, each=True)
     videos = manifest.of_split(split)
     accelerator = start_accelerator(experiment.training)
     loaded.model.to(accelerator.device)
@@ -85,6 +86,8 @@ def predict_captions(
     seed: int = 0,
 ) -> Iterator[tuple[Path, list[str], str | None]]:
     """(path, captions, None) of each video, or (path, [], why) of one that cannot be read."""
+    if num_captions < 1:
+        raise ValueError(f"num_captions is {num_captions}, it must be at least 1")
     loaded, experiment = open_model(checkpoint, Captioning(), model)
     captioner = loaded.model
     assert isinstance(captioner, VideoCaptioner)

@@ -46,6 +46,18 @@ def open_data(videos: Videos, *splits: str) -> Manifest:
     return manifest
 
 
+def check_captions(manifest: Manifest, split: str, *, each: bool) -> None:
+    """Raises ValueError if a split cannot be evaluated: none of its videos, or not ``each``, has
+    captions."""
+    videos = manifest.of_split(split)
+    without = [video.video_id for video in videos if not video.captions]
+    if len(without) == len(videos) or (each and without):
+        raise ValueError(
+            f"{len(without)} of {len(videos)} videos of split {split!r} have no captions to "
+            f"compare with: {', '.join(without[:3])}{', ...' if len(without) > 3 else ''}"
+        )
+
+
 def run(
     experiment: Captioning | Retrieval,
     out: Path,
@@ -70,6 +82,8 @@ def run(
                 "last with --select-on none"
             ) from error
         raise
+    if selecting != "none":
+        check_captions(manifest, selecting, each=isinstance(experiment, Captioning))
     clips = CaptionedClips(
         manifest,
         "train",

@@ -74,6 +74,10 @@ def apply(model: VideoModel, tuning: Tuning) -> Tuned:
                     f"method {method.name!r} has no use for {setting.name} = {value!r}: "
                     "leave it out"
                 )
+    if switches_of(tuning).everything:
+        for name in ("linear_projection", "language_head"):
+            if getattr(tuning, name) is False:
+                raise ValueError(f"everything is updated, {name} too: leave one of the two out")
     layers = _layers(model.encoder, method, tuning)
     before = set(model.parameters()), set(model.encoder.modules())
     method.insert(model.encoder, tuning, layers)
