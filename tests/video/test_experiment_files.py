@@ -1,6 +1,5 @@
 """Experiment files: those that are shipped, round trips, and what is wrong in one."""
 
-import string
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
@@ -178,6 +177,7 @@ WRONG = {
     "task: captioning\ndecoding: {num_beams: 0}": "num_beams is 0, it must be at least 1",
     "task: captioning\ndecoding: {top_p: 2.0}": "top_p is 2.0, it must be above 0 and at most 1",
     "task: captioning\ndecoding: {min_length: 9, max_length: 8}": "min_length is 9, more than",
+    "task: captioning\ndrop_path: -0.1": "drop_path is -0.1, it must be at least 0 and below 1",
     "task: retrieval\nrerank: -1": "rerank is -1, it must be at least 0",
     "task: retrieval\ntuning: {method: magic}": "tuning.method must be 'token_mixing' or",
     "task: retrieval\ntuning: {layers: [a]}": "tuning.layers must be a list of int or null",
@@ -256,9 +256,9 @@ def test_print_config_without_a_file_and_of_the_small_model(capsys):
 def test_a_bad_file_ends_the_command_with_a_sentence(capsys, tmp_path, command):
     path = tmp_path / "mine.yaml"
     path.write_text("task: cooking")
-    for given, text in ((path, "must hold a line task"), (tmp_path / "none.yaml", "none.yaml")):
+    for config, text in ((path, "must hold a line task"), (tmp_path / "none.yaml", "none.yaml")):
         with pytest.raises(SystemExit) as stop:
-            cli.main([command, "train", "--config", str(given)])
+            cli.main([command, "train", "--config", str(config)])
         assert str(stop.value.code).startswith("tokenmix: ")
         assert text in str(stop.value.code)
         assert "\n" not in str(stop.value.code)

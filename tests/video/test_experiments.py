@@ -179,14 +179,14 @@ def part_of(folder, name, **training):
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_two_processes_agree_with_one(
-    tmp_path, experiment_folder, no_dropout, two_processes, name
-):
+def test_two_processes_agree_with_one(tmp_path, experiment_folder, no_dropout, two_processes, name):
     run(part_of(experiment_folder, name, batch_size=8), tmp_path)
     mine, theirs = losses(two_processes / name), losses(tmp_path)
     assert [line.pop("kind") for line in mine] == ["update"] * 4 + ["evaluation"]
     assert [line.pop("kind") for line in theirs] == ["update"] * 4 + ["evaluation"]
-    assert [line.pop("split", None) for line in mine] == [line.pop("split", None) for line in theirs]
+    assert [line.pop("split", None) for line in mine] == [
+        line.pop("split", None) for line in theirs
+    ]
     for line, wanted in zip(mine, theirs, strict=True):
         assert line == pytest.approx(wanted, rel=1e-5)
     weights, wanted = (
@@ -254,9 +254,7 @@ def test_gradient_checkpointing_changes_nothing(tmp_path, experiment_folder, tas
 def test_mixed_precision_on_a_cpu(tmp_path, experiment_folder, task):
     curves = {}
     for precision in ("no", "bf16"):
-        one = experiment(
-            task, experiment_folder, precision=precision, max_steps=2, select_on="val"
-        )
+        one = experiment(task, experiment_folder, precision=precision, max_steps=2, select_on="val")
         run(one, tmp_path / precision)
         curves[precision] = [line["loss"] for line in losses(tmp_path / precision)[:2]]
         for value in load_file(tmp_path / precision / "last.safetensors").values():

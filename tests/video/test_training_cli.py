@@ -10,6 +10,7 @@ import huggingface_hub.constants
 import pytest
 import torch
 import yaml
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tokenmix_ops.video import cli
@@ -181,9 +182,7 @@ def test_evaluating_gives_the_figures_of_the_training(tokenmix, trained, data, c
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_an_exported_model_is_as_good_as_the_checkpoint(
-    tokenmix, trained, data, tmp_path, command
-):
+def test_an_exported_model_is_as_good_as_the_checkpoint(tokenmix, trained, data, tmp_path, command):
     best, whole = trained / command / "best.safetensors", tmp_path / "whole"
     assert tokenmix(command, "export", best, whole)[:2] == (0, f"{whole}\n")
     flags = ("--data", data, "--workers", 0, "--json")
@@ -195,8 +194,13 @@ def test_an_exported_model_is_as_good_as_the_checkpoint(
         assert json.loads(results[0][1]) == pytest.approx(json.loads(results[1][1]))
 
 
+def test_exporting_does_not_write_onto_a_file(refused, trained):
+    best = trained / "caption" / "best.safetensors"
+    assert str(best) in refused("caption", "export", best, best)
+
+
 def test_evaluating_writes_captions(tokenmix, trained, data, tmp_path):
-    best, file = trained / "caption" / "best.safetensors", tmp_path / "captions.json"
+    best, file = trained / "caption" / "best.safetensors", tmp_path / "new" / "captions.json"
     flags = ("--data", data, "--workers", 0, "--num-beams", 1, "--out", file)
     assert tokenmix("caption", "evaluate", best, *flags)[0] == 0
     rows = json.loads(file.read_text())
@@ -287,6 +291,33 @@ def test_a_model_that_was_moved(
     assert "was tuned on other weights" in refused(*evaluate, "--model", other)
 
 
+def test_a_named_tokenizer_goes_with_the_checkpoint(
+    tokenmix, training, experiment_folder, data, tmp_path
+):
+    words, home, new = tmp_path / "words", tmp_path / "model", tmp_path / "elsewhere"
+    shutil.copytree(experiment_folder / "captioning", home)
+    words.mkdir()
+    for file in home.glob("tokenizer*"):
+        file.rename(words / file.name)
+    out = tmp_path / "run"
+    named = {"model": home, "tokenizer": words, "select_on": "none"}
+    assert tokenmix(*training("caption", out, **named))[0] == 0
+    home.rename(new)
+    good = data.parent / "videos" / "video0.mp4"
+    last = out / "last.safetensors"
+    assert tokenmix("caption", "predict", last, good, "--model", new)[0] == 0
+
+
+def test_a_checkpoint_with_settings_of_another_version(refused, trained, data, tmp_path):
+    best, newer = trained / "caption" / "best.safetensors", tmp_path / "newer.safetensors"
+    with safe_open(best, "pt") as file:
+        metadata = file.metadata()
+    settings = {**json.loads(metadata["settings"]), "warp": 9}
+    save_file(load_file(best), newer, {**metadata, "settings": json.dumps(settings)})
+    sentence = refused("caption", "evaluate", newer, "--data", data)
+    assert sentence.startswith(f"{newer}: warp is not a setting")
+
+
 def test_a_model_named_from_here_is_found_from_here(
     tokenmix, training, experiment_folder, data, tmp_path, monkeypatch
 ):
@@ -374,6 +405,7 @@ def test_settings_that_cannot_be(refused, tokenmix, training, tmp_path):
         ("caption", {"epochs": 0}, "epochs is 0"),
         ("caption", {"top_p": 2}, "top_p is 2"),
         ("retrieval", {"rerank": -1}, "rerank is -1"),
+        ("retrieval", {"drop_path": 1}, "drop_path is 1"),
     ):
         status, printed, err = tokenmix(*training(command, out, **flag))
         assert (status, printed) == (2, "")
@@ -383,6 +415,10 @@ def test_settings_that_cannot_be(refused, tokenmix, training, tmp_path):
     assert "fp16 needs a GPU" in refused(*training("retrieval", out, precision="fp16"))
     assert "one: start more" in refused(*training("retrieval", out, "--fsdp"))
     assert "layer" in refused(*training("retrieval", out, "--layers", 7))
+    assert "max_length is 99, more than the 64 positions" in refused(
+        *training("caption", out, max_length=99)
+    )
+    assert "max_tokens is 65" in refused(*training("retrieval", out, max_tokens=65))
     assert "temperature must be" in refused(*training("retrieval", out, temperature=3))
 
 
@@ -414,18 +450,17 @@ def test_a_clip_that_a_worker_cannot_read_ends_the_training(refused, training, d
     ids=" ".join,
 )
 def test_help_has_an_example_and_explains_every_flag(tokenmix, monkeypatch, words):
-    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setenv("COLUMNS", "100")
     status, out, _ = tokenmix(*words, "--help")
     assert status == 0
-    text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", out).split())
-    assert f"Example: tokenmix {' '.join(words)} " in text
-    rows = [line.strip("│ ").rstrip() for line in out.splitlines()]
-    flags = [row for row in rows if re.match(r"--?[a-z]|\[?[A-Z:|,{ ]+\]? ", row)]
-    assert len([flag for flag in flags if flag.startswith("-")]) >= 2
-    for index, row in enumerate(rows):
-        if re.match(r"--[a-z]", row):
-            said = re.sub(r"\((default|required|optional|fixed|repeatable)[^)]*\)", "", row)
-            below = rows[index + 1] if index + 1 < len(rows) else ""
-            parts = re.split(r"\s{2,}", said.strip(), maxsplit=1)
-            explained = len(parts) == 2 and re.search(r"[a-z]{2}", parts[1])
-            assert explained or re.match(r"[A-Za-z\"]", below), row
+    assert f"Example: tokenmix {' '.join(words)} " in " ".join(out.split())
+    # Boxes one below the other: a flag's text is beside it, or on the next line.
+    assert "││" not in out
+    rows = [line.strip("│ ") for line in out.splitlines()]
+    flags = [index for index, row in enumerate(rows) if re.match(r"--?[a-z]", row)]
+    assert len(flags) >= 2
+    for index in flags:
+        beside = re.split(r"\s{2,}", rows[index], maxsplit=1)[1:] or [rows[index + 1]]
+        said = re.sub(r"\((default|required|optional).*", "", beside[0])
+        assert re.search(r"[A-Za-z]{2}", said), rows[index]
+        assert not said.startswith("-"), rows[index]

@@ -192,6 +192,8 @@ def export(model: TaskModel, folder: str | os.PathLike[str], tokenizer: Any | No
         "layers": list(mixing_layers(model)) if mixing else [],
     }
     folder = Path(folder)
+    # Where there is a file of that name, transformers would write nothing and say nothing.
+    folder.mkdir(parents=True, exist_ok=True)
     whole.save_pretrained(folder)
     if tokenizer is not None:
         tokenizer.save(folder)

@@ -78,6 +78,9 @@ def commands(default: Captioning) -> SubcommandApp:
         """
         from tokenmix_ops.video.experiments.evaluating import evaluate_captions
 
+        if out is not None:
+            # Not after an hour of captioning.
+            out.parent.mkdir(parents=True, exist_ok=True)
         figures, captions = evaluate_captions(
             checkpoint,
             data,

@@ -65,6 +65,8 @@ def load_image_model(
 def start(experiment: Captioning | Retrieval, captions: Sequence[str], folder: Path) -> Loaded:
     """The model that an experiment starts from, tuning applied; initialised by the seed alone.
 
+    Raises ValueError as `load_image_model` and `apply` do, and for texts longer than it can read.
+
     With ``tiny`` a small random one, kept in the folder; its vocabulary, where no tokenizer is
     named, is that of ``captions``.
     """
@@ -99,6 +101,15 @@ def start(experiment: Captioning | Retrieval, captions: Sequence[str], folder: P
         drop_path=experiment.drop_path,
         tokenizer=None if experiment.tiny else experiment.tokenizer,
     )
+    positions: int = loaded.model.blip_config.text_config.max_position_embeddings
+    for setting, tokens in (
+        ("max_tokens", experiment.max_tokens),
+        ("max_length", experiment.decoding.max_length if isinstance(experiment, Captioning) else 0),
+    ):
+        if tokens > positions:
+            raise ValueError(
+                f"{setting} is {tokens}, more than the {positions} positions of a text in {name}"
+            )
     apply(loaded.model, experiment.tuning)
     return loaded._replace(name=f"./{TINY_FOLDER}" if experiment.tiny else experiment.model)
 

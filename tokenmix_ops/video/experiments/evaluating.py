@@ -129,7 +129,10 @@ def open_model(checkpoint: str, default: E, model: str | None = None) -> tuple[L
     if description.task != task:
         raise ValueError(f"{checkpoint} is of task {description.task}, wanted {task}")
     settings = {name: value for name, value in description.settings.items() if name != "task"}
-    return loaded, overridden(default, settings)
+    try:
+        return loaded, overridden(default, settings)
+    except ValueError as error:
+        raise ValueError(f"{checkpoint}: {error}") from error
 
 
 def _reading(experiment: E, reading: dict[str, Any]) -> E:

@@ -88,9 +88,9 @@ def _converted(value: Any, hint: Any, name: str) -> Any:
             return None
         if typing.get_origin(option) is Literal and value in typing.get_args(option):
             return value
-        if typing.get_origin(option) is tuple and isinstance(value, list | tuple):
-            if all(type(part) is typing.get_args(option)[0] for part in value):
-                return tuple(value)
+        is_list = typing.get_origin(option) is tuple and isinstance(value, list | tuple)
+        if is_list and all(type(part) is typing.get_args(option)[0] for part in value):
+            return tuple(value)
         if option is Path and isinstance(value, str):
             return Path(value)
         # YAML 1.1 takes 1e-5, without a dot, for text.

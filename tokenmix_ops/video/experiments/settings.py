@@ -69,7 +69,7 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Captioning:
-    """Video captioning with BLIP."""
+    """Video captioning with BLIP; ValueError for numbers out of range."""
 
     videos: OmitArgPrefixes[Videos] = field(default_factory=Videos)
     model: str = "Salesforce/blip-image-captioning-base"
@@ -87,10 +87,13 @@ class Captioning:
     training: OmitArgPrefixes[Training] = field(default_factory=Training)
     decoding: OmitArgPrefixes[Decoding] = field(default_factory=Decoding)
 
+    def __post_init__(self) -> None:
+        _check_drop_path(self.drop_path)
+
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Text-video retrieval with BLIP; ValueError for a negative ``rerank``."""
+    """Text-video retrieval with BLIP; ValueError for numbers out of range."""
 
     videos: OmitArgPrefixes[Videos] = field(default_factory=Videos)
     model: str = "Salesforce/blip-itm-base-coco"
@@ -113,8 +116,14 @@ class Retrieval:
     contrast: OmitArgPrefixes[Contrast] = field(default_factory=Contrast)
 
     def __post_init__(self) -> None:
+        _check_drop_path(self.drop_path)
         if self.rerank < 0:
             raise ValueError(f"rerank is {self.rerank}, it must be at least 0")
+
+
+def _check_drop_path(drop_path: float) -> None:
+    if not 0 <= drop_path < 1:
+        raise ValueError(f"drop_path is {drop_path}, it must be at least 0 and below 1")
 
 
 Experiment = Captioning | Retrieval

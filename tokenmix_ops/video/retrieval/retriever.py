@@ -37,6 +37,8 @@ class VideoRetriever(nn.Module):
     """
 
     blip_class = BlipForImageTextRetrieval
+    called_in_parts = ("text_encoder",)
+    """`remember` computes keys and values outside the layers' own calls."""
 
     def __init__(
         self,
