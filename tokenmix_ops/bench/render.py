@@ -11,6 +11,7 @@ from tokenmix_ops.bench.layers import TITLES
 from tokenmix_ops.bench.measure import Timings, ratio
 from tokenmix_ops.bench.suites import Row
 from tokenmix_ops.bench.training_table import memory_table, training_table
+from tokenmix_ops.bench.video_tables import rerank_table, world_table
 
 BEGIN, END = "<!-- rendered: {} -->", "<!-- end of rendered -->"
 
@@ -119,7 +120,9 @@ TABLES = {
     "gpu": gpu_table,
     "layer": layer_table,
     "memory": memory_table,
+    "rerank": rerank_table,
     "training": training_table,
+    "world": world_table,
 }
 
 

@@ -8,27 +8,30 @@ a copy of them on clips that move. Minutes on two cores; rows of data, and a tab
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import tyro
 from rich.console import Console
 
 from tokenmix_ops.bench.measure import environment
-from tokenmix_ops.bench.render import write_rows
+from tokenmix_ops.bench.render import read_rows, write_rows
+from tokenmix_ops.bench.suites import Row
 from tokenmix_ops.video.data.dataset import Clips, collate
 from tokenmix_ops.video.data.manifest import Manifest, read_manifest
 from tokenmix_ops.video.data.shapes import MOTIONS, write_world
 from tokenmix_ops.video.engine.settings import Training
-from tokenmix_ops.video.experiments.building import load_checkpoint
+from tokenmix_ops.video.engine.store import Store
 from tokenmix_ops.video.experiments.evaluating import (
     evaluate_captions,
     evaluate_ranking,
     export_checkpoint,
+    open_model,
 )
 from tokenmix_ops.video.experiments.running import run
 from tokenmix_ops.video.experiments.settings import Captioning, Contrast, Retrieval, Videos
@@ -70,7 +73,7 @@ class World:
 
 def measure(
     folder: Path, world: World, contenders: Sequence[str], tasks: Sequence[Task], console: Console
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Row]:
     """A row for each task and contender, as soon as it is there; work is kept in ``folder``."""
     for name in contenders:
         if name not in CONTENDERS:
@@ -81,8 +84,15 @@ def measure(
     ):
         if not (folder / part / "videos.jsonl").exists():
             write_world(folder / part, count, seed=seed, size=56, captions=captions)  # type: ignore[arg-type]
+    data = folder / "moving" / "videos.jsonl"
     for task in tasks:
         base = _pretrained(folder, task, world, console)
+
+        def row(name: str, figures: dict[str, float], minutes: float, task: Task = task) -> Row:
+            about = {"suite": "world", "task": task, "contender": name, "minutes": minutes}
+            return {**about, **figures, "world": dataclasses.asdict(world), **environment()}
+
+        yield row("nothing yet", _figures(task, str(base), data), 0.0)
         for name in contenders:
             out = folder / task / re.sub(r"\W+", "-", name).strip("-")
             experiment = _experiment(
@@ -90,16 +100,8 @@ def measure(
             )
             experiment = replace(experiment, model=str(base), tuning=CONTENDERS[name])
             console.print(f"{task}, {name}")
-            run(experiment, out, resume=out.exists(), console=console)
-            figures = _figures(task, out / "best.safetensors", folder / "moving" / "videos.jsonl")
-            yield {
-                "suite": "world",
-                "task": task,
-                "contender": name,
-                **figures,
-                "world": dataclasses.asdict(world),
-                **environment(),
-            }
+            run(experiment, out, resume=_begun(out), console=console)
+            yield row(name, _figures(task, str(out / "best.safetensors"), data), _minutes(out))
 
 
 def _experiment(
@@ -142,8 +144,20 @@ def _pretrained(folder: Path, task: Task, world: World, console: Console) -> Pat
     )
     out = folder / task / "still"
     console.print(f"{task}, still frames")
-    run(experiment, out, resume=out.exists(), console=console)
+    run(experiment, out, resume=_begun(out), console=console)
     return export_checkpoint(task, out / "best.safetensors", base)
+
+
+def _begun(out: Path) -> bool:
+    """Whether there is a training to go on with."""
+    store = Store(out)
+    return store.log.exists() or store.states.exists()
+
+
+def _minutes(out: Path) -> float:
+    """How long the updates took."""
+    lines = map(json.loads, Store(out).log.read_text().splitlines())
+    return round(sum(line.get("seconds", 0.0) for line in lines) / 60, 2)
 
 
 def _words(folder: Path) -> Path:
@@ -160,10 +174,10 @@ def _words(folder: Path) -> Path:
     return words
 
 
-def _figures(task: Task, checkpoint: Path, data: Path) -> dict[str, float]:
+def _figures(task: Task, checkpoint: str, data: Path) -> dict[str, float]:
     manifest = read_manifest(data)
     if task == "captioning":
-        scores, captions = evaluate_captions(str(checkpoint), data, None, "test", workers=0)
+        scores, captions = evaluate_captions(checkpoint, data, None, "test", workers=0)
         assert scores is not None
         right = {v.video_id: motion_of(v.captions[0]) for v in manifest.of_split("test")}
         said = {name: motion_of(caption) for name, caption in captions.items()}
@@ -172,7 +186,7 @@ def _figures(task: Task, checkpoint: Path, data: Path) -> dict[str, float]:
             "BLEU-4": scores["BLEU-4"],
             "motion": 100 * sum(said[name] == right[name] for name in right) / len(right),
         }
-    figures = evaluate_ranking(str(checkpoint), data, None, "test", workers=0)
+    figures = evaluate_ranking(checkpoint, data, None, "test", workers=0)
     assert figures is not None
     return {
         "R@1": figures["t2v R@1"],
@@ -191,12 +205,13 @@ def motion_of(caption: str) -> str | None:
 
 
 @torch.no_grad()
-def order_accuracy(checkpoint: Path, manifest: Manifest) -> float:
+def order_accuracy(checkpoint: str, manifest: Manifest) -> float:
     """How often a test clip is nearer to its caption than to the one that says the reverse."""
-    loaded, _ = load_checkpoint(checkpoint)
+    loaded, _ = open_model(checkpoint, Retrieval())
     retriever = loaded.model
     assert isinstance(retriever, VideoRetriever)
-    clips = Clips(manifest, "test", num_frames=8, size=retriever.encoder.image_size)
+    encoder = retriever.encoder
+    clips = Clips(manifest, "test", num_frames=encoder.num_frames, size=encoder.image_size)
     hits = 0.0
     for row, video in enumerate(clips.videos):
         caption = video.captions[0]
@@ -232,12 +247,13 @@ def main(
         world: sizes.
     """
     console = Console(highlight=False)
-    rows = []
+    path = results / "world-cpu.jsonl"
     for row in measure(out, world, contenders, tasks, console):
-        rows.append(row)
         shown = {k: round(v, 1) for k, v in row.items() if isinstance(v, float)}
         console.print(f"{row['task']}, {row['contender']}: {shown}")
-        write_rows(results / "world-cpu.jsonl", rows)
+        # Rows of other contenders stay.
+        known = {(r["task"], r["contender"]): r for r in (read_rows(path) if path.exists() else ())}
+        write_rows(path, [*(known | {(row["task"], row["contender"]): row}).values()])
 
 
 if __name__ == "__main__":
