@@ -94,12 +94,20 @@ class ConvertedAttention(TokenMixing):
         return query, key
 
     def restored(self) -> nn.Module:
-        """The original layer, with what became of its parts since."""
+        """The original layer, with what became of its parts since.
+
+        Raises ValueError if one of them is gone, as a projection that was split for LoRA.
+        """
         original: nn.Module = self.__dict__["original"]
         for part in _PARTS:
             now = getattr(self, part)
             for name in getattr(original, part):
-                getattr(original, part)[name] = now.get(name)
+                if name not in now:
+                    raise ValueError(
+                        f"{type(original).__name__} cannot be put back: its {name!r} was replaced "
+                        "since; load the model anew"
+                    )
+                getattr(original, part)[name] = now[name]
         # Not train(), which would also set the children's.
         original.training = self.training
         return original
@@ -183,11 +191,18 @@ def mix_tokens(
 
 
 def unmix_tokens(model: nn.Module) -> nn.Module:
-    """Puts the original attention layers back, with their present parameters; returns the model."""
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, ConvertedAttention):
-                setattr(parent, name, child.restored())
+    """Puts the original attention layers back, with their present parameters; returns the model.
+
+    Raises ValueError if a part of one was replaced; the model is then as it was.
+    """
+    restored = [
+        (parent, name, child.restored())
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, ConvertedAttention)
+    ]
+    for parent, name, original in restored:
+        setattr(parent, name, original)
     return model
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -150,29 +151,63 @@ def run_and_die(out, where, number, settings):
 
 
 def rank(index, port, jobs):
-    """One of two processes: runs jobs, (folder, settings, fails after so many updates)."""
+    """One of two processes: runs jobs, (folder, settings, what happens).
+
+    That is None, a number of updates after which it fails, or the name of a mishap; it goes on
+    from there.
+    """
     os.environ.update(RANK=str(index), LOCAL_RANK=str(index), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1")
     os.environ["ACCELERATE_USE_CPU"] = "true"
     torch.set_num_threads(1)
     for out, settings, fails in jobs:
-        # Divided, a parameter that one process uses and the other does not is not allowed.
-        rare = not settings.get("fsdp")
         # Another seed on the second process: the first one's weights must win.
-        task = ToyTask(0.0, index, rare)
-        if fails:
-            if fails == "evaluation":
-                task.evaluate = stop
-            else:
-                stop_after(task, fails)
-            try:
-                run(out, task=task, **settings)
-            except Stopped:
-                task = ToyTask(0.0, 0, rare)
-                run(out, task=task, resume=True, **settings)
-        else:
+        task = ToyTask(0.0, index, rare=False)
+        if fails is None:
             run(out, task=task, **settings)
+        elif fails == "other scores":
+            if index:
+                task.evaluate = lambda *a, own=task.evaluate: {"score": -own(*a)["score"]}
+            run(out, task=task, **settings)
+        else:
+            happen(fails, index, task, out, settings)
+            run(out, task=ToyTask(0.0, 0, rare=False), resume=True, **settings)
     torch.distributed.destroy_process_group()
+
+
+def happen(what, index, task, out, settings):
+    """Begins a run that ends too early, on both processes."""
+    wanted = Stopped
+    if what == "evaluation":
+        task.evaluate = stop
+    elif isinstance(what, int):
+        stop_after(task, what)
+    elif what == "unreadable":
+        stop_after(task, 5)
+    elif what == "signal":
+        # The second process alone is told to stop.
+        wanted = KeyboardInterrupt
+
+        def weight(batch, own=task.weight):
+            if index and task.updates == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return own(batch)
+
+        task.weight = weight
+    with pytest.raises(wanted):
+        run(out, task=task, **settings)
+    if what == "signal":
+        assert store.Store(out).updates() == [3]
+    if what == "unreadable":
+        with pytest.MonkeyPatch.context() as patched:
+            if index:
+                patched.setattr(store.Store, "read", unreadable)
+            with pytest.raises(ValueError, match="the second cannot read it"):
+                run(out, task=ToyTask(0.0, 0, rare=False), resume=True, **settings)
+
+
+def unreadable(*_):
+    raise ValueError("the second cannot read it")
 
 
 class Stopped(Exception):

@@ -4,6 +4,7 @@ import torch
 from transformers import BlipConfig, BlipForImageTextRetrieval
 
 from tokenmix_ops.video.retrieval import VideoRetriever
+from tokenmix_ops.video.tuning import Tuning, apply
 
 FRAMES, SIZE, VOCABULARY, LENGTH = 2, 16, 24, 7
 
@@ -35,7 +36,10 @@ def tiny_model(seed=0, dropout=0.0):
 
 
 def tiny_retriever(seed=0, dropout=0.0):
-    return VideoRetriever(tiny_model(seed, dropout), num_frames=FRAMES, mixing_layers=(-1,))
+    """Its last layer mixes, and everything is trained."""
+    retriever = VideoRetriever(tiny_model(seed, dropout), num_frames=FRAMES)
+    apply(retriever, Tuning(everything=True))
+    return retriever
 
 
 def texts(count, seed=0, length=LENGTH):

@@ -292,11 +292,6 @@ def test_decoding_leaves_no_graph_and_the_mode_as_it_was():
     assert not captioner.generate(memory, max_length=6).requires_grad
 
 
-def test_layers_that_mix_can_be_given_at_once():
-    mixing = VideoCaptioner(tiny_blip(), num_frames=FRAMES, mixing="paper", mixing_layers=(0,))
-    assert [layer.self_attn.mixing.kind for layer in mixing.encoder.layers] == ["paper", "spatial"]
-
-
 def test_it_trains_on_a_device_in_low_precision():
     captioner = redraw(tiny_captioner(dtype=torch.float32), scale=0.1)
     with torch.autocast("cpu", torch.bfloat16):

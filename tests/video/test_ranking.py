@@ -103,18 +103,47 @@ def test_a_video_that_comes_twice_does_no_harm():
     assert torch.equal(once.text_to_video, twice.text_to_video)
 
 
-def test_progress_counts_the_videos():
+@pytest.mark.parametrize("rerank", [0, 1])
+def test_what_it_goes_through_can_be_tracked(rerank):
+    seen = {}
+
+    def track(items, description):
+        seen[description] = 0
+        for item in items:
+            yield item
+            seen[description] += 1
+
+    rank(tiny_retriever(), clips(), *texts(TEXTS), num_videos=VIDEOS, rerank=rerank, track=track)
+    assert seen == ({"videos": 2, "re-ranking": VIDEOS} if rerank else {"videos": 2})
+
+
+def test_similarity_is_float32_under_autocast():
     seen = []
-    rank(
-        tiny_retriever(),
-        clips(),
-        *texts(TEXTS),
-        num_videos=VIDEOS,
-        rerank=1,
-        progress=lambda *report: seen.append(report),
+    retriever = tiny_retriever().eval()
+
+    def heard(name):
+        own = getattr(retriever, name)
+
+        def embed(*given):
+            seen.append(own(*given))
+            return seen[-1]
+
+        setattr(retriever, name, embed)
+
+    heard("embed_videos")
+    heard("embed_texts")
+    ids, mask = texts(TEXTS)
+    # Of one length, so that texts come in their order.
+    mask = torch.ones_like(mask)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = rank(retriever, clips(), ids, mask, num_videos=VIDEOS, rerank=0)
+    embedded = next(part for part in seen if len(part) == TEXTS)
+    videos = torch.cat([part for part in seen if len(part) != TEXTS])
+    order = torch.cat([one["videos"] for one in clips()])
+    assert found.text_to_video.dtype == torch.float32
+    torch.testing.assert_close(
+        found.text_to_video[:, order], embedded @ videos.T, rtol=1e-6, atol=1e-6
     )
-    encoded = [("encode", 2), ("encode", 5)]
-    assert seen == encoded + [("re-rank", done) for done in range(1, VIDEOS + 1)]
 
 
 def test_tokens_wait_in_the_type_that_autocast_reads():

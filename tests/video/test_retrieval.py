@@ -30,7 +30,7 @@ def test_names_are_those_of_transformers_but_for_the_tower():
 
 def test_modules_are_the_models_own():
     model = tiny_model()
-    retriever = VideoRetriever(model, num_frames=FRAMES, mixing_layers=(-1,))
+    retriever = VideoRetriever(model, num_frames=FRAMES)
     assert {id(p) for p in retriever.parameters()} == {id(p) for p in model.parameters()}
 
 

@@ -123,20 +123,23 @@ def test_the_manifest_says_what_the_annotations_say(tmp_path):
     assert not any(missing(manifest, split) for split in ("train", "val", "test"))
 
 
-def test_still_captions_never_mention_motion(tmp_path):
-    for name in ("motion", "still"):
-        write_world(tmp_path / name, 3, size=32, captions=name)
-    still = read_manifest(tmp_path / "still" / "videos.jsonl")
-    moving = read_manifest(tmp_path / "motion" / "videos.jsonl")
-    for one, other in zip(still.videos, moving.videos, strict=True):
-        assert still.path_of(one).read_bytes() == moving.path_of(other).read_bytes()
-        thing = other.captions[0].partition(" moves ")[0]
-        assert one.captions == (thing, f"there is {thing}")
+def test_still_worlds_show_one_picture_and_never_mention_motion(tmp_path):
+    write_world(tmp_path, 6, size=32, still=True)
+    manifest = read_manifest(tmp_path / "videos.jsonl")
+    for video in manifest.videos:
+        frames = read_clip(manifest.path_of(video), 8, 32)
+        assert (frames - frames[:1]).abs().max() < 0.1
+        assert len(video.captions) == 2
     drawn = scenes(200)
-    words = {word for i in range(200) for said in drawn.still_captions(i) for word in said.split()}
-    assert words == {"a", "there", "is", *COLOURS, *SHAPES}
-    with pytest.raises(ValueError, match="captions must be 'motion' or 'still', got 'none'"):
-        write_world(tmp_path, 1, captions="none")
+    stopped = drawn.stopped(torch.Generator().manual_seed(0))
+    assert torch.equal(stopped.position, stopped.position[:, :1].expand_as(stopped.position))
+    assert (stopped.position[:, :1] == drawn.position).all(-1).any(-1).all()
+    for i in range(200):
+        x, y = stopped.position[i, 0]
+        across, down = stopped.still_captions(i)
+        thing = drawn.captions(i)[0].partition(" moves ")[0]
+        assert across == f"{thing} on the {'left' if x < 0.5 else 'right'}"
+        assert down == f"there is {thing} at the {'top' if y < 0.5 else 'bottom'}"
 
 
 def test_the_same_seed_writes_the_same_bytes(tmp_path):

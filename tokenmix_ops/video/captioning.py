@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import BlipForConditionalGeneration
 
-from tokenmix_ops.mixing import Mixing
 from tokenmix_ops.video.cross_attention import VideoMemory, share_video_keys
-from tokenmix_ops.video.encoder import Layers, VideoEncoder
+from tokenmix_ops.video.encoder import VideoEncoder
 from tokenmix_ops.video.tuning.settings import Tuning
 
 IGNORED = -100
@@ -20,14 +19,13 @@ IGNORED = -100
 class VideoCaptioner(nn.Module):
     """Captions videos: the modules of a BLIP captioner, its tower over the frames of a video.
 
+    No layer mixes until `tuning.apply` makes it so.
     Source: Token Mixing (AAAI 2023), "Video captioning": the tokens of all frames, flattened, are
     what the decoder's cross-attention reads.
 
     Args:
         model: transformers' BLIP captioner, converted in place.
         num_frames: frames of a video.
-        mixing, mixing_layers: as `VideoEncoder` takes them; by default no layer mixes, and
-            `tuning.apply` makes it so.
     """
 
     blip_class = BlipForConditionalGeneration
@@ -37,13 +35,9 @@ class VideoCaptioner(nn.Module):
         model: BlipForConditionalGeneration,
         *,
         num_frames: int = 8,
-        mixing: Mixing | str = "released",
-        mixing_layers: Layers = (),
     ) -> None:
         super().__init__()
-        self.encoder = VideoEncoder(
-            model.vision_model, num_frames=num_frames, mixing=mixing, mixing_layers=mixing_layers
-        )
+        self.encoder = VideoEncoder(model.vision_model, num_frames=num_frames, mixing_layers=())
         self.text_decoder: Any = model.text_decoder
         share_video_keys(self.text_decoder)
         self.blip_config: Any = model.config

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -67,7 +70,6 @@ def save_updated(
     base: str,
     settings: Mapping[str, Any] | None = None,
     figures: Mapping[str, float] | None = None,
-    tensors: dict[str, Tensor] | None = None,
 ) -> None:
     """Writes the updated parameters as safetensors, by a temporary name.
 
@@ -77,11 +79,10 @@ def save_updated(
         base: the model that was tuned, as ``--model`` takes it.
         settings: the resolved configuration, kept as JSON.
         figures: what the model reached.
-        tensors: what `updated_tensors` gave, if it was called before.
 
     Raises OSError that names the file if it cannot be written.
     """
-    tensors = updated_tensors(model) if tensors is None else tensors
+    tensors = updated_tensors(model)
     assert model.tuning is not None
     metadata = {
         "format": FORMAT,
@@ -162,20 +163,24 @@ def export(model: TaskModel, folder: str | os.PathLike[str], tokenizer: Any | No
 
     LoRA is added into the weights. What mixes is noted in config.json under ``tokenmix``, for
     transformers itself attends within frames: `mix_tokens` makes it mix. Raises ValueError for
-    methods that insert modules which transformers' BLIP does not have.
+    methods that insert modules which transformers' BLIP does not have, and FileExistsError if there
+    is something in the folder.
 
     Args:
         model: a captioner or retriever.
-        folder: is made; files of an earlier model are replaced.
+        folder: is made, when all is written; one that is there already must be empty.
         tokenizer: a `CaptionTokenizer` to write beside the weights.
     """
+    folder = Path(folder)
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is there already: choose another name, or remove it")
     tuning = model.tuning or Tuning("frozen")
     tower = "encoder.vision_model."
     if tuning.method == "lora":
         vision = merged_projections(model.encoder)
     else:
         vision = dict(model.encoder.vision_model.state_dict())
-    whole = type(model).blip_class(model.blip_config)
+    whole = type(model).blip_class(copy.deepcopy(model.blip_config))
     weights = {f"vision_model.{name}": value for name, value in vision.items()}
     weights |= {n: value for n, value in model.state_dict().items() if not n.startswith(tower)}
     foreign = sorted(weights.keys() - whole.state_dict().keys())
@@ -191,13 +196,29 @@ def export(model: TaskModel, folder: str | os.PathLike[str], tokenizer: Any | No
         "mixing": tuning.mixing if mixing else "spatial",
         "layers": list(mixing_layers(model)) if mixing else [],
     }
-    folder = Path(folder)
-    # Where there is a file of that name, transformers would write nothing and say nothing.
-    folder.mkdir(parents=True, exist_ok=True)
-    whole.save_pretrained(folder)
-    if tokenizer is not None:
-        tokenizer.save(folder)
+    with complete_folder(folder) as unfinished:
+        whole.save_pretrained(unfinished)
+        if tokenizer is not None:
+            tokenizer.save(unfinished)
     return folder
+
+
+@contextmanager
+def complete_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which gets the name ``folder`` at the end, if all went well.
+
+    Raises OSError if there is a file of that name, or a folder that is not empty.
+    """
+    folder = folder.absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+        # In a folder of its own, which has the usual permissions.
+        unfinished = Path(temporary) / folder.name
+        unfinished.mkdir()
+        yield unfinished
+        if folder.exists():
+            folder.rmdir()
+        unfinished.replace(folder)
 
 
 def mixing_layers(model: TaskModel) -> tuple[int, ...]:
@@ -213,10 +234,15 @@ def task_of(model: TaskModel) -> str:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Of the frozen parameters: names, shapes, and 64 values of each in half precision."""
+    """Of the frozen parameters: names, shapes, and 64 values of each in half precision.
+
+    But for the position embeddings, which are resized to the videos when a model is loaded: the
+    last bits of that differ between machines.
+    """
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
-        if not parameter.requires_grad and "lora_" not in name:
+        as_loaded = "lora_" not in name and not name.endswith(".position_embedding")
+        if as_loaded and not parameter.requires_grad:
             flat = parameter.detach().flatten()
             index = torch.linspace(0, flat.numel() - 1, 64, dtype=torch.float64).long()
             values = flat[index.to(flat.device)].to("cpu", torch.float16)

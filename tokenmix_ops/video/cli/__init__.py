@@ -128,7 +128,7 @@ def shapes(
     frames: int = 8,
     size: int = 112,
     fps: int = 4,
-    captions: Literal["motion", "still"] = "motion",
+    still: bool = False,
 ) -> None:
     """Writes the small video world: clips of moving shapes with captions.
 
@@ -144,7 +144,7 @@ def shapes(
         frames: frames of a clip, at least 2.
         size: side of the square picture in pixels, even, at least 16.
         fps: frames a second.
-        captions: say what moves and how, or what there is in a still frame alone.
+        still: the shapes stand still, and captions say what is where, as of images.
     """
     from tokenmix_ops.video.data.shapes import write_world
 
@@ -157,7 +157,7 @@ def shapes(
             num_frames=frames,
             size=size,
             fps=fps,
-            captions=captions,
+            still=still,
             progress=lambda done: bars.update(task, completed=done),
         )
     print(path)

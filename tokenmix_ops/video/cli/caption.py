@@ -11,7 +11,9 @@ from tyro.conf import OmitArgPrefixes, Positional
 from tyro.extras import SubcommandApp
 
 from tokenmix_ops.video.cli import training
-from tokenmix_ops.video.experiments.settings import Captioning
+from tokenmix_ops.video.experiments.settings import Captioning, Opening
+
+_AS_IT_IS = Opening()
 
 
 def commands(default: Captioning) -> SubcommandApp:
@@ -38,12 +40,13 @@ def commands(default: Captioning) -> SubcommandApp:
             experiment: settings; flags override those of --config.
             out: folder for checkpoints, the curve and the states to resume from.
             config: an experiment file, as those in configs/captioning.
-            tiny: start from a small random model, with settings that suit it, to try things out.
+            tiny: start from a small random model, with settings that suit it, to try things out;
+                token_mixing and spatial update all of it unless --everything says otherwise.
             resume: go on with the training in --out where it stopped.
             print_config: print the whole experiment as YAML, and do nothing.
             json: print the final figures as JSON, and progress on standard error.
         """
-        training.train(experiment, out, resume, print_config, json)
+        training.train(experiment, out, tiny, resume, print_config, json)
 
     @app.command
     def evaluate(
@@ -51,7 +54,7 @@ def commands(default: Captioning) -> SubcommandApp:
         data: Path,
         root: Path | None = None,
         split: Literal["train", "val", "test"] = "test",
-        model: str | None = None,
+        opening: OmitArgPrefixes[Opening] = _AS_IT_IS,
         num_beams: int | None = None,
         batch_size: int = 16,
         workers: int = 2,
@@ -68,7 +71,7 @@ def commands(default: Captioning) -> SubcommandApp:
             data: JSON lines, one video a line.
             root: folder that its paths start from; by default the one of the data.
             split: which videos.
-            model: the model that was tuned, if it is not where the checkpoint says.
+            opening: how it is opened.
             num_beams: beams of the search; by default those of the training.
             batch_size: videos at a time.
             workers: processes that read videos.
@@ -86,7 +89,7 @@ def commands(default: Captioning) -> SubcommandApp:
             data,
             root,
             split,
-            model=model,
+            opening=opening,
             num_beams=num_beams,
             batch_size=batch_size,
             workers=workers,
@@ -103,11 +106,12 @@ def commands(default: Captioning) -> SubcommandApp:
     def predict(
         checkpoint: Positional[str],
         videos: Positional[tuple[Path, ...]],
-        model: str | None = None,
+        opening: OmitArgPrefixes[Opening] = _AS_IT_IS,
         num_beams: int | None = None,
         top_p: float | None = None,
         num_captions: int = 1,
         seed: int = 0,
+        precision: Literal["no", "bf16", "fp16"] = "no",
         json: bool = False,
     ) -> None:
         """Captions video files, or folders of numbered images.
@@ -117,11 +121,12 @@ def commands(default: Captioning) -> SubcommandApp:
         Args:
             checkpoint: what train wrote, or a whole model: a directory, a hub name, a .pth file.
             videos: files in any format that FFmpeg reads, or folders of numbered images.
-            model: the model that was tuned, if it is not where the checkpoint says.
+            opening: how it is opened.
             num_beams: beams of the search; by default those of the training.
             top_p: draw from the likeliest tokens of this total probability, instead of searching.
             num_captions: captions of each video.
             seed: of what is drawn.
+            precision: type of mixed precision.
             json: print a JSON object a video, with its captions or its error.
         """
         from tokenmix_ops.video.experiments.evaluating import predict_captions
@@ -132,11 +137,12 @@ def commands(default: Captioning) -> SubcommandApp:
         for path, captions, error in predict_captions(
             checkpoint,
             videos,
-            model=model,
+            opening=opening,
             num_beams=num_beams,
             top_p=top_p,
             num_captions=num_captions,
             seed=seed,
+            precision=precision,
         ):
             failed += error is not None
             if json:
@@ -151,7 +157,10 @@ def commands(default: Captioning) -> SubcommandApp:
 
     @app.command
     def export(
-        checkpoint: Positional[Path], out: Positional[Path], model: str | None = None
+        checkpoint: Positional[Path],
+        out: Positional[Path],
+        model: str | None = None,
+        tokenizer: str | None = None,
     ) -> None:
         """Writes a whole transformers model directory of a checkpoint.
 
@@ -161,9 +170,10 @@ def commands(default: Captioning) -> SubcommandApp:
             checkpoint: what train wrote.
             out: the directory; it is made.
             model: the model that was tuned, if it is not where the checkpoint says.
+            tokenizer: where the vocabulary is, if not where the checkpoint says.
         """
         from tokenmix_ops.video.experiments.evaluating import export_checkpoint
 
-        print(export_checkpoint("captioning", checkpoint, out, model))
+        print(export_checkpoint("captioning", checkpoint, out, model, tokenizer))
 
     return app

@@ -9,7 +9,9 @@ from tyro.conf import OmitArgPrefixes, Positional
 from tyro.extras import SubcommandApp
 
 from tokenmix_ops.video.cli import training
-from tokenmix_ops.video.experiments.settings import Retrieval
+from tokenmix_ops.video.experiments.settings import Opening, Retrieval
+
+_AS_IT_IS = Opening()
 
 
 def commands(default: Retrieval) -> SubcommandApp:
@@ -36,12 +38,13 @@ def commands(default: Retrieval) -> SubcommandApp:
             experiment: settings; flags override those of --config.
             out: folder for checkpoints, the curve and the states to resume from.
             config: an experiment file, as those in configs/retrieval.
-            tiny: start from a small random model, with settings that suit it, to try things out.
+            tiny: start from a small random model, with settings that suit it, to try things out;
+                token_mixing and spatial update all of it unless --everything says otherwise.
             resume: go on with the training in --out where it stopped.
             print_config: print the whole experiment as YAML, and do nothing.
             json: print the final figures as JSON, and progress on standard error.
         """
-        training.train(experiment, out, resume, print_config, json)
+        training.train(experiment, out, tiny, resume, print_config, json)
 
     @app.command
     def evaluate(
@@ -49,7 +52,7 @@ def commands(default: Retrieval) -> SubcommandApp:
         data: Path,
         root: Path | None = None,
         split: Literal["train", "val", "test"] = "test",
-        model: str | None = None,
+        opening: OmitArgPrefixes[Opening] = _AS_IT_IS,
         rerank: int | None = None,
         batch_size: int = 16,
         workers: int = 2,
@@ -65,7 +68,7 @@ def commands(default: Retrieval) -> SubcommandApp:
             data: JSON lines, one video a line.
             root: folder that its paths start from; by default the one of the data.
             split: which videos.
-            model: the model that was tuned, if it is not where the checkpoint says.
+            opening: how it is opened.
             rerank: best candidates that the matching head ranks anew; by default as in training.
             batch_size: videos at a time.
             workers: processes that read videos.
@@ -79,7 +82,7 @@ def commands(default: Retrieval) -> SubcommandApp:
             data,
             root,
             split,
-            model=model,
+            opening=opening,
             rerank=rerank,
             batch_size=batch_size,
             workers=workers,
@@ -90,7 +93,10 @@ def commands(default: Retrieval) -> SubcommandApp:
 
     @app.command
     def export(
-        checkpoint: Positional[Path], out: Positional[Path], model: str | None = None
+        checkpoint: Positional[Path],
+        out: Positional[Path],
+        model: str | None = None,
+        tokenizer: str | None = None,
     ) -> None:
         """Writes a whole transformers model directory of a checkpoint.
 
@@ -100,9 +106,10 @@ def commands(default: Retrieval) -> SubcommandApp:
             checkpoint: what train wrote.
             out: the directory; it is made.
             model: the model that was tuned, if it is not where the checkpoint says.
+            tokenizer: where the vocabulary is, if not where the checkpoint says.
         """
         from tokenmix_ops.video.experiments.evaluating import export_checkpoint
 
-        print(export_checkpoint("retrieval", checkpoint, out, model))
+        print(export_checkpoint("retrieval", checkpoint, out, model, tokenizer))
 
     return app

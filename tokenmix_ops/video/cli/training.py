@@ -33,7 +33,6 @@ def tiny(experiment: E) -> E:
         experiment,
         tiny=True,
         videos=replace(experiment.videos, image_size=56),
-        tuning=replace(experiment.tuning, everything=True),
         training=replace(
             experiment.training, learning_rate=1e-3, schedule="cosine", warmup_steps=20, workers=0
         ),
@@ -41,9 +40,18 @@ def tiny(experiment: E) -> E:
 
 
 def train(
-    experiment: Captioning | Retrieval, out: Path, resume: bool, print_config: bool, json_: bool
+    experiment: Captioning | Retrieval,
+    out: Path,
+    tiny: bool,
+    resume: bool,
+    print_config: bool,
+    json_: bool,
 ) -> None:
     """Trains, or prints the experiment alone."""
+    tuning = experiment.tuning
+    # Nothing can be learnt on top of random weights that stay as they are.
+    if tiny and tuning.everything is None and tuning.method in ("token_mixing", "spatial"):
+        experiment = replace(experiment, tuning=replace(tuning, everything=True))
     if print_config:
         print(as_yaml(experiment), end="")
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,7 +60,7 @@ class CaptionedClips(Clips):
 
     Item ``index``, or (epoch, index) as `EpochBatches` gives it, is {"pixels": [num_frames, 3,
     height, width] float32, normalised, "caption": str, "video": row of the video in
-    ``videos``}. With ``sampling`` "random" the frames depend on seed, epoch and index only, not on
+    ``videos``}. Frames are drawn at random: they depend on seed, epoch and index only, not on
     workers or processes. Raises ValueError if the split has no caption; reading an item raises
     ClipError, which names the path, if it cannot be read.
     """
@@ -72,12 +72,9 @@ class CaptionedClips(Clips):
         *,
         num_frames: int = 8,
         size: int | tuple[int, int] = 224,
-        sampling: Literal["random", "uniform"] = "random",
         seed: int = 0,
     ) -> None:
         super().__init__(manifest, split, num_frames=num_frames, size=size)
-        frame_indices(1, num_frames, sampling)
-        self.sampling = sampling
         self.seed = seed
         self.pairs = [
             (row, caption) for row, video in enumerate(self.videos) for caption in video.captions
@@ -92,7 +89,7 @@ class CaptionedClips(Clips):
         epoch, index = (0, key) if isinstance(key, int) else key
         row, caption = self.pairs[index]
         generator = generator_for(self.seed, epoch, index)
-        pixels = self._pixels(self.videos[row], self.sampling, generator)
+        pixels = self._pixels(self.videos[row], "random", generator)
         return {"pixels": pixels, "caption": caption, "video": row}
 
 

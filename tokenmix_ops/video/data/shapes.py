@@ -13,9 +13,8 @@ import json
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import av
 import torch
@@ -71,9 +70,20 @@ class Scenes:
         return [f"a {thing} moves {motion}", f"the {thing} goes {ways[motion]}"]
 
     def still_captions(self, index: int) -> list[str]:
-        """What a viewer of any single frame of clip ``index`` would say, in two ways."""
+        """What a viewer of the first frame of clip ``index`` would say, in two ways."""
         thing = self._thing(index)
-        return [f"a {thing}", f"there is a {thing}"]
+        x, y = self.position[index, 0].tolist()
+        return [
+            f"a {thing} on the {'left' if x < 0.5 else 'right'}",
+            f"there is a {thing} at the {'top' if y < 0.5 else 'bottom'}",
+        ]
+
+    def stopped(self, generator: torch.Generator) -> Scenes:
+        """The same shapes, each standing still where it is at a random frame."""
+        count, num_frames, _ = self.position.shape
+        frame = torch.randint(num_frames, (count,), generator=generator)
+        position = self.position[torch.arange(count), frame]
+        return replace(self, position=position[:, None].expand(-1, num_frames, -1))
 
     def _thing(self, index: int) -> str:
         return f"{list(COLOURS)[int(self.colour[index])]} {SHAPES[int(self.shape[index])]}"
@@ -166,18 +176,19 @@ def write_world(
     num_frames: int = 8,
     size: int = 112,
     fps: int = 4,
-    captions: Literal["motion", "still"] = "motion",
+    still: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> Path:
     """Writes clips as ``videos/video<i>.mp4``, and their captions in two forms.
 
     These are a manifest, ``videos.jsonl``, and MSR-VTT's annotation format, ``annotations.json``.
-    ``captions`` "still" never mention motion: they stand in for image-language pre-training. The
-    same seed gives the same files. Eight of ten videos are for training, one each for validation
-    and test. An earlier world in the folder is replaced; until all is written
-    ``annotations.json`` names no video and there is no ``videos.jsonl``. ``progress`` is called
-    with the number of clips done. Returns the path of ``annotations.json``. Raises ValueError on
-    sizes that cannot be or a folder that holds other videos, OSError if it cannot write.
+    With ``still`` the shapes stand still, and captions say what is where and never mention motion:
+    they stand in for image-language pre-training. The same seed gives the same files. Eight of ten
+    videos are for training, one each for validation and test. An earlier world in the folder is
+    replaced; until all is written ``annotations.json`` names no video and there is no
+    ``videos.jsonl``. ``progress`` is called with the number of clips done. Returns the path of
+    ``annotations.json``. Raises ValueError on sizes that cannot be or a folder that holds other
+    videos, OSError if it cannot write.
     """
     for name, value, least in (
         ("num_videos", num_videos, 1),
@@ -189,8 +200,6 @@ def write_world(
             raise ValueError(f"{name} must be at least {least}, got {value}")
     if size % 2:
         raise ValueError(f"size must be even, got {size}")
-    if captions not in ("motion", "still"):
-        raise ValueError(f"captions must be 'motion' or 'still', got {captions!r}")
     videos_folder = Path(folder) / "videos"
     videos_folder.mkdir(parents=True, exist_ok=True)
     path = Path(folder) / "annotations.json"
@@ -209,6 +218,7 @@ def write_world(
         file.unlink()
     generator = torch.Generator().manual_seed(seed)
     scenes = sample_scenes(num_videos, num_frames, generator)
+    scenes = scenes.stopped(generator) if still else scenes
     videos: list[dict[str, object]] = []
     sentences: list[dict[str, object]] = []
     lines: list[Video] = []
@@ -228,7 +238,7 @@ def write_world(
                 "category": int(one.motion),
             }
         )
-        said = one.captions(0) if captions == "motion" else one.still_captions(0)
+        said = one.still_captions(0) if still else one.captions(0)
         lines.append(
             Video(
                 video=f"videos/{file.name}",

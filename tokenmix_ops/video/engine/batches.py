@@ -57,13 +57,15 @@ def loader_of(
         batch_sampler=batches,
         collate_fn=collate,
         num_workers=settings.workers,
-        worker_init_fn=_ignore_interrupt,
+        worker_init_fn=_ignore_signals,
         pin_memory=device.type == "cuda",
         # The loader draws a seed for its workers: not from the generator of the model's dropout.
         generator=torch.Generator().manual_seed(settings.seed),
     )
 
 
-def _ignore_interrupt(worker: int) -> None:
-    """Ctrl-C reaches workers too; they must live on until the update that runs is finished."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _ignore_signals(worker: int) -> None:
+    """Ctrl-C, and the SIGTERM of a launcher or a cluster, reach workers too; they must live on
+    until the update that runs is finished. They end when the process that trains does."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -14,12 +14,12 @@ class Interrupts:
     """Context in which the first signal sets ``requested``, and the second acts as it always does.
 
     The handlers from before come back at the end. Off the main thread, which alone gets signals,
-    and where ``enabled`` is false, it does nothing.
+    it does nothing.
     """
 
-    def __init__(self, enabled: bool) -> None:
+    def __init__(self) -> None:
         main = threading.current_thread() is threading.main_thread()
-        self.signals = (signal.SIGINT, signal.SIGTERM) if enabled and main else ()
+        self.signals = (signal.SIGINT, signal.SIGTERM) if main else ()
         self.requested = False
         self.immediate = False
         self.before: dict[signal.Signals, Any] = {}
@@ -34,7 +34,10 @@ class Interrupts:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Within it there is nothing to finish: a signal raises KeyboardInterrupt."""
+        """Within it there is nothing to finish: a signal raises KeyboardInterrupt, also an earlier
+        one."""
+        if self.requested:
+            raise KeyboardInterrupt
         self.immediate = True
         try:
             yield

@@ -7,17 +7,25 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from tokenmix_ops.video.engine.settings import Training
+
+
+PATIENCE = timedelta(hours=12)
+"""How long a process waits for another, which may be downloading a model or scoring captions.
+
+A process that has ended is noticed at once, by the launcher."""
 
 
 def start_accelerator(settings: Training, **options: Any) -> Accelerator:
@@ -28,6 +36,7 @@ def start_accelerator(settings: Training, **options: Any) -> Accelerator:
     accelerator = Accelerator(
         mixed_precision=settings.precision,
         cpu=not torch.accelerator.is_available(),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
         **options,
     )
     if settings.precision == "fp16" and accelerator.device.type == "cpu":
@@ -47,7 +56,8 @@ def _leave_group() -> None:
 def place(model: nn.Module, accelerator: Accelerator, fsdp: bool) -> nn.Module:
     """The module to call in training; its parameters are the model's, and now on the device.
 
-    Raises ValueError for ``fsdp`` with one process.
+    With several processes, every parameter that is trained has to take part in every update; DDP
+    and FSDP raise RuntimeError otherwise. Raises ValueError for ``fsdp`` with one process.
     """
     model.to(accelerator.device)
     if accelerator.num_processes == 1:
@@ -62,9 +72,8 @@ def place(model: nn.Module, accelerator: Accelerator, fsdp: bool) -> nn.Module:
     with warnings.catch_warnings():
         # PyTorch 2.13 has another name for broadcast_buffers, which earlier ones do not know.
         warnings.simplefilter("ignore", FutureWarning)
-        # Which parameters get a gradient may differ from update to update, and between processes;
-        # static_graph forbids that. Buffers are the task's to keep alike.
-        return DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=True)
+        # Buffers are the task's to keep alike.
+        return DistributedDataParallel(model, broadcast_buffers=False)
 
 
 def shard(model: nn.Module) -> nn.Module:

@@ -62,13 +62,8 @@ def collect(
     return {"model": weights, "optimizer": moments}
 
 
-def put_back(
-    model: nn.Module, optimizer: Optimizer, kept: Iterable[str], saved: Mapping[str, Any]
-) -> None:
-    """Gives a model and its optimiser the state that ``collect`` gave.
-
-    Raises ValueError, with nothing changed, if names or shapes differ.
-    """
+def compare(model: nn.Module, kept: Iterable[str], saved: Mapping[str, Any]) -> None:
+    """Raises ValueError if the names or shapes of a model and of a saved state differ."""
     values = changing(model, kept)
     stored = saved["model"]
     for name in sorted(values.keys() | stored.keys()):
@@ -79,8 +74,17 @@ def put_back(
                 f"the saved state is another model's: {name} is "
                 f"{there or 'not there'} in it and {here or 'not there'} in this one"
             )
-    for name, value in values.items():
-        fill(value, stored[name])
+
+
+def put_back(
+    model: nn.Module, optimizer: Optimizer, kept: Iterable[str], saved: Mapping[str, Any]
+) -> None:
+    """Gives a model and its optimiser the state that ``collect`` gave; `compare` them before.
+
+    All processes call it.
+    """
+    for name, value in changing(model, kept).items():
+        fill(value, saved["model"][name])
         if name in saved["optimizer"]:
             optimizer.state[value] = {
                 # AdamW counts steps on the CPU; its other moments are where the parameter is.

@@ -104,6 +104,12 @@ class Store:
         instead = f"go on from {self.folder(older[-1])}" if older else "start from the beginning"
         raise ValueError(f"{path} is damaged: remove its folder to {instead}")
 
+    def finished(self) -> dict[str, Any] | None:
+        """The final figures of a training that is finished, else None."""
+        if not self.figures.exists():
+            return None
+        return dict(json.loads(self.figures.read_text("utf-8")))
+
     def finish(self, figures: Mapping[str, Any]) -> None:
         """Writes the final figures, by which a training is known to be finished."""
         replace_text(self.figures, json.dumps(figures, indent=2) + "\n")

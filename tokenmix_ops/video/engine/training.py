@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
@@ -27,12 +26,16 @@ from tokenmix_ops.video.engine.progress import Progress, peak_memory, say
 from tokenmix_ops.video.engine.randomness import random_state, set_random_state, unmoved
 from tokenmix_ops.video.engine.schedule import learning_rate
 from tokenmix_ops.video.engine.settings import Training
-from tokenmix_ops.video.engine.state import collect, put_back
+from tokenmix_ops.video.engine.state import collect, compare, put_back
 from tokenmix_ops.video.engine.store import Store
 from tokenmix_ops.video.engine.task import Task
+from tokenmix_ops.video.engine.together import by_first, raised_on_all
 
 # Settings that may differ when a training goes on: they do not change the curve.
 FREE = ("workers", "save_every")
+
+STOP = "stop"
+"""Beside the losses of an update: how many processes had been told to stop when it was computed."""
 
 
 def train(
@@ -51,13 +54,18 @@ def train(
     ``dataset`` is asked for (epoch, index) and has a length; ``collate`` makes a batch of what it
     gives. With ``resume`` it goes on from the newest saved state, bit for bit on one device. The
     losses of a global batch are weighted by ``task.weight``, so that results do not depend on how
-    processes and accumulation cut it. With ``select_on``, the task is evaluated on that split, and
-    the best by "score" is in best.safetensors; the last is always in last.safetensors.
+    processes and accumulation cut it, as long as the task's mean is over samples that know nothing
+    of each other: captions. Retrieval contrasts a pair with those of its own batch, of all
+    processes: there, processes change nothing, but accumulation makes for fewer negatives. With
+    ``select_on``, the task is evaluated on that split, and the best by "score", as the first
+    process sees it, is in best.safetensors; the last is always in last.safetensors.
 
     Returns "updates", "loss" of the last one, and the figures of the "last" and the "best"
     evaluation, or None. Raises ValueError for what cannot be trained or resumed and for a loss
     that is not finite; OSError for files that cannot be written; KeyboardInterrupt after Ctrl-C
-    or SIGTERM, once the update is finished and its state saved (a single process).
+    or SIGTERM to any process, once the update (on a GPU, the next one) is finished and its state
+    saved. A second signal ends a process at once, and so does one in an evaluation, before which
+    the state was saved. A launcher waits only so long: torchrun, 30 seconds.
     """
     if not any(parameter.requires_grad for parameter in task.model.parameters()):
         raise ValueError(
@@ -65,7 +73,6 @@ def train(
             "tuning method or switch a part of it on"
         )
     store = Store(out)
-    store.check(resume)
     tensorboard = find_spec("tensorboard") is not None
     accelerator = start_accelerator(
         settings,
@@ -76,9 +83,10 @@ def train(
     if not accelerator.is_main_process:
         console = Console(quiet=True)
     # Nobody writes before everybody has looked.
-    accelerator.wait_for_everyone()
-    if store.figures.exists():
-        figures: dict[str, Any] = json.loads(store.figures.read_text("utf-8"))
+    with raised_on_all():
+        store.check(resume)
+    figures: dict[str, Any] | None = by_first(store.finished)
+    if figures is not None:
         say(console, f"{out} is finished, after {figures['updates']} updates: nothing to resume")
         return figures
     if not tensorboard:
@@ -131,10 +139,11 @@ class _Run:
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
         self.pending: list[_Reading] = []
+        self.stopping = False
 
     def run(self, resume: bool) -> dict[str, Any]:
         """Trains to the end; see ``train``."""
-        self.on_main(self.store.make)
+        by_first(self.store.make)
         torch.manual_seed(self.settings.seed + self.accelerator.process_index)
         if resume:
             self.go_on()
@@ -146,7 +155,7 @@ class _Run:
             self.progress = stack.enter_context(
                 Progress(self.console, total=self.total, done=self.update, per_epoch=self.per_epoch)
             )
-            self.interrupts = stack.enter_context(Interrupts(self.world == 1))
+            self.interrupts = stack.enter_context(Interrupts())
             self.loop()
         figures = {
             "updates": self.update,
@@ -154,7 +163,7 @@ class _Run:
             "last": self.history[-1] if self.history else None,
             "best": self.best,
         }
-        self.on_main(lambda: self.store.finish(figures))
+        by_first(lambda: self.store.finish(figures))
         return figures
 
     def loop(self) -> None:
@@ -169,10 +178,10 @@ class _Run:
             self.one_update(stream)
             every = self.settings.save_every
             due = self.ends_epoch() or (every > 0 and self.update % every == 0)
-            if due or self.interrupts.requested:
+            if due or self.stopping:
                 self.save()
                 self.clock = time.monotonic()
-            if self.interrupts.requested:
+            if self.stopping:
                 raise KeyboardInterrupt(f"stopped after update {self.update}, which is saved")
             if self.ends_epoch():
                 self.evaluate()
@@ -204,6 +213,8 @@ class _Run:
                 self.accelerator.backward(losses["loss"].float() * (share * self.world))
             for name, loss in losses.items():
                 parts[name] = parts.get(name, 0.0) + loss.detach().float() * share
+        # All processes have to stop after the same update, so they ask each other in each.
+        parts[STOP] = torch.full((), float(self.interrupts.requested), device=self.device)
         values = self.summed(torch.stack(list(parts.values())))
         names = list(parts)
         if settings.max_grad_norm is not None:
@@ -229,10 +240,12 @@ class _Run:
         return value
 
     def read_losses(self, leave: int) -> None:
-        """Logs updates up to the ``leave`` last; ValueError if a loss is not finite."""
+        """Logs updates up to the ``leave`` last, and notes whether a process was told to stop;
+        ValueError if a loss is not finite."""
         while len(self.pending) > leave:
             reading = self.pending.pop(0)
             values = reading.values()
+            self.stopping |= values.pop(STOP) > 0
             for name, value in values.items():
                 # An overflow in fp16 shows in the gradient's norm, and is the scaler's to handle.
                 if name != "grad_norm" and not abs(value) < float("inf"):
@@ -266,7 +279,9 @@ class _Run:
         with whole(task.model), self.interrupts.at_once():
             if self.select_on is not None and due:
                 with unmoved(self.device), torch.no_grad():
-                    found = task.evaluate(self.accelerator, self.select_on, self.progress)
+                    own = task.evaluate(self.accelerator, self.select_on, self.progress)
+                # They may differ by a rounding, and all have to choose the same epoch.
+                found = by_first(lambda: own)
                 task.model.train()
                 figures.update({name: float(value) for name, value in found.items()})
                 best = figures["score"] > (self.best["score"] if self.best else float("-inf"))
@@ -278,8 +293,8 @@ class _Run:
                 self.progress.say(f"epoch {epoch}, {self.select_on}: {numbers}")
             if best:
                 self.best = figures
-                self.on_main(lambda: task.save_updated(self.store.best, figures))
-            self.on_main(lambda: task.save_updated(self.store.last, figures))
+                by_first(lambda: task.save_updated(self.store.best, figures))
+            by_first(lambda: task.save_updated(self.store.last, figures))
 
     def save(self) -> None:
         """Saves the state; losses are read before, so that none after a bad one is saved."""
@@ -297,16 +312,28 @@ class _Run:
             **collect(self.task.model, self.adamw, self.task.kept(), keep=main),
         }
         self.log.sync()
-        self.on_main(lambda: self.store.write(self.update, state))
+        by_first(lambda: self.store.write(self.update, state))
 
     def go_on(self) -> None:
         """Takes up the newest state; the beginning if none was saved."""
-        updates = self.store.updates()
+        updates = by_first(self.store.updates)
         if not updates:
             say(self.console, "no state was saved yet: starting from the beginning")
             return
-        state = self.store.read(updates[-1])
-        folder = self.store.folder(updates[-1])
+        with raised_on_all():
+            state = self.fitting(updates[-1])
+        put_back(self.task.model, self.adamw, self.task.kept(), state)
+        if state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.update, self.loss = state["update"], state["loss"]
+        self.history, self.best = state["history"], state["best"]
+        set_random_state(self.device, state["random"][self.accelerator.process_index])
+        say(self.console, f"going on after update {self.update} of {self.total}")
+
+    def fitting(self, update: int) -> dict[str, Any]:
+        """The state after an update; ValueError if it is damaged or of another training."""
+        state = self.store.read(update)
+        folder = self.store.folder(update)
         saved, here = state["identity"], self.identity
         if differing := [name for name in here if saved.get(name) != here[name]]:
             changes = ", ".join(f"{n} was {saved.get(n)} and is {here[n]}" for n in differing)
@@ -315,15 +342,10 @@ class _Run:
                 "choose another --out"
             )
         try:
-            put_back(self.task.model, self.adamw, self.task.kept(), state)
+            compare(self.task.model, self.task.kept(), state)
         except ValueError as error:
             raise ValueError(f"{folder}: {error}") from error
-        if state["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.update, self.loss = state["update"], state["loss"]
-        self.history, self.best = state["history"], state["best"]
-        set_random_state(self.device, state["random"][self.accelerator.process_index])
-        say(self.console, f"going on after update {self.update} of {self.total}")
+        return state
 
     def start_trackers(self, stack: ExitStack) -> None:
         """TensorBoard, where it is installed."""
@@ -332,19 +354,6 @@ class _Run:
             self.accelerator.init_trackers("tensorboard", init_kwargs=purge)
             for tracker in self.accelerator.trackers:
                 stack.callback(tracker.finish)
-
-    def on_main(self, action: Callable[[], None]) -> None:
-        """Has the first process do something; what goes wrong is raised on every process."""
-        problem: list[OSError | None] = [None]
-        if self.accelerator.is_main_process:
-            try:
-                action()
-            except OSError as error:
-                problem = [error]
-        if self.world > 1:
-            distributed.broadcast_object_list(problem, src=0)
-        if problem[0] is not None:
-            raise problem[0]
 
 
 class _Reading:

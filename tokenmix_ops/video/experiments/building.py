@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -12,12 +14,19 @@ from transformers import BlipForConditionalGeneration
 
 from tokenmix_ops.video.blip import Blip, Task, tiny_blip
 from tokenmix_ops.video.captioning import VideoCaptioner
-from tokenmix_ops.video.checkpoints import Description, TaskModel, describe, load_updated
-from tokenmix_ops.video.experiments.settings import Captioning, Retrieval
+from tokenmix_ops.video.checkpoints import (
+    Description,
+    TaskModel,
+    complete_folder,
+    describe,
+    load_updated,
+    mixing_layers,
+)
+from tokenmix_ops.video.experiments.settings import Captioning, Retrieval, Videos
 from tokenmix_ops.video.retrieval import VideoRetriever
 from tokenmix_ops.video.text import CaptionTokenizer, clean_caption
 from tokenmix_ops.video.tuning import Tuning, apply
-from tokenmix_ops.video.weights import load_blip
+from tokenmix_ops.video.weights import load_blip, set_image_size
 
 TINY_SIZE, TINY_PATCH = 56, 8
 """Frames and patches of ``--tiny``: a 7 × 7 grid, whose width no number of frames divides."""
@@ -47,9 +56,13 @@ def load_image_model(
 
     Raises ValueError as `load_blip` does, and if the tokenizer has words that the model lacks.
 
-    ``num_frames``: None for those that `export` noted with the model, or 8.
+    ``num_frames``, ``image_size``: None for what was noted with the model that `export` wrote, else
+    for the recipe's, which is not the size that published models have.
     """
     blip = load_blip(name, task, image_size=image_size)
+    noted = _noted(blip.config)
+    if image_size is None and not noted:
+        set_image_size(blip.vision_model, Videos().image_size)
     words = CaptionTokenizer.from_pretrained(tokenizer or name)
     known: int = blip.get_input_embeddings().weight.shape[0]
     if words.vocab_size > known:
@@ -58,40 +71,33 @@ def load_image_model(
             f"{known} of {name}; --tokenizer names another"
         )
     if num_frames is None:
-        num_frames = int(_noted(blip.config).get("num_frames", 8))
+        num_frames = int(noted.get("num_frames", Videos().num_frames))
     return Loaded(_over_videos(blip, words, num_frames, drop_path), words, name)
 
 
-def start(experiment: Captioning | Retrieval, captions: Sequence[str], folder: Path) -> Loaded:
+def start(
+    experiment: Captioning | Retrieval,
+    captions: Sequence[str],
+    folder: Path,
+    *,
+    anew: bool = False,
+) -> Loaded:
     """The model that an experiment starts from, tuning applied; initialised by the seed alone.
 
-    Raises ValueError as `load_image_model` and `apply` do, and for texts longer than it can read.
+    Raises ValueError as `load_image_model` and `apply` do, for texts longer than it can read, and
+    for an exported model of which the tuning would drop the mixing.
 
     With ``tiny`` a small random one, kept in the folder; its vocabulary, where no tokenizer is
-    named, is that of ``captions``.
+    named, is that of ``captions``. ``anew``: one that an earlier run left there is replaced, as a
+    run that does not resume must; among several processes, by the first.
     """
     task: Task = "captioning" if isinstance(experiment, Captioning) else "retrieval"
     name = experiment.model
     torch.manual_seed(experiment.training.seed)
     if experiment.tiny:
         home = folder / TINY_FOLDER
-        if not home.exists():
-            tokenizer = (
-                CaptionTokenizer.from_captions(map(clean_caption, captions))
-                if experiment.tokenizer is None
-                else CaptionTokenizer.from_pretrained(experiment.tokenizer)
-            )
-            blip = tiny_blip(
-                task,
-                tokenizer.vocab_size,
-                image_size=experiment.videos.image_size,
-                patch_size=TINY_PATCH,
-            )
-            unfinished = folder / f"{TINY_FOLDER}.part"
-            unfinished.mkdir(parents=True, exist_ok=True)
-            blip.save_pretrained(unfinished)
-            tokenizer.save(unfinished)
-            unfinished.replace(home)
+        if anew or not home.exists():
+            _make_tiny(experiment, task, captions, home)
         name = str(home)
     loaded = load_image_model(
         task,
@@ -111,15 +117,17 @@ def start(experiment: Captioning | Retrieval, captions: Sequence[str], folder: P
                 f"{setting} is {tokens}, more than the {positions} positions of a text in {name}"
             )
     apply(loaded.model, experiment.tuning)
+    _check_mixing(loaded.model, name)
     return loaded._replace(name=f"./{TINY_FOLDER}" if experiment.tiny else experiment.model)
 
 
 def load_checkpoint(
-    path: str | os.PathLike[str], model: str | None = None
+    path: str | os.PathLike[str], model: str | None = None, tokenizer: str | None = None
 ) -> tuple[Loaded, Description]:
     """A tuned model: a checkpoint on the model that it names, or on ``model``.
 
-    Raises ValueError if they do not fit, or the model is not found.
+    ``tokenizer``: where the vocabulary is, in place of where it says. Raises ValueError if they do
+    not fit, or the model is not found.
     """
     description = describe(path)
     name = model or description.model
@@ -131,16 +139,25 @@ def load_checkpoint(
         name,
         num_frames=description.num_frames,
         image_size=description.image_size,
-        tokenizer=None if tiny else description.settings.get("tokenizer"),
+        tokenizer=tokenizer or (None if tiny else description.settings.get("tokenizer")),
     )
     load_updated(loaded.model, path)
     loaded.model.eval()
     return loaded._replace(name=description.model), description
 
 
-def load_whole(task: Task, name: str, *, num_frames: int | None = None) -> Loaded:
+def load_whole(
+    task: Task,
+    name: str,
+    *,
+    num_frames: int | None = None,
+    image_size: int | None = None,
+    tokenizer: str | None = None,
+) -> Loaded:
     """A model as it is: an image model frame by frame, or what `export` wrote, mixing as noted."""
-    loaded = load_image_model(task, name, num_frames=num_frames)
+    loaded = load_image_model(
+        task, name, num_frames=num_frames, image_size=image_size, tokenizer=tokenizer
+    )
     noted = _noted(loaded.model.blip_config)
     tuning = Tuning("frozen")
     if noted.get("layers"):
@@ -148,6 +165,56 @@ def load_whole(task: Task, name: str, *, num_frames: int | None = None) -> Loade
     apply(loaded.model, tuning)
     loaded.model.eval()
     return loaded
+
+
+def _make_tiny(
+    experiment: Captioning | Retrieval, task: Task, captions: Sequence[str], home: Path
+) -> None:
+    """Writes the small random model, in place of one that is there; of nothing else."""
+    if home.exists() and not _is_tiny(home):
+        raise ValueError(f"{home} is no model of --tiny: remove it, or choose another --out")
+    tokenizer = (
+        CaptionTokenizer.from_captions(map(clean_caption, captions))
+        if experiment.tokenizer is None
+        else CaptionTokenizer.from_pretrained(experiment.tokenizer)
+    )
+    blip = tiny_blip(
+        task,
+        tokenizer.vocab_size,
+        image_size=experiment.videos.image_size,
+        patch_size=TINY_PATCH,
+    )
+    blip.config.tokenmix = {"tiny": True, "num_frames": experiment.videos.num_frames}
+    with complete_folder(home) as unfinished:
+        blip.save_pretrained(unfinished)
+        tokenizer.save(unfinished)
+        if home.exists():
+            shutil.rmtree(home)
+
+
+def _is_tiny(folder: Path) -> bool:
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        return bool(config["tokenmix"]["tiny"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
+def _check_mixing(model: TaskModel, name: str) -> None:
+    """Raises ValueError if a model that mixed when it was exported does not mix likewise now."""
+    noted = _noted(model.blip_config)
+    if not noted.get("layers"):
+        return
+    tuning = model.tuning
+    assert tuning is not None
+    mixes = tuning.method == "token_mixing" and mixing_layers(model) == tuple(noted["layers"])
+    if not mixes or tuning.mixing != noted["mixing"]:
+        layers = " ".join(map(str, noted["layers"]))
+        raise ValueError(
+            f"{name} was exported with layers that mix tokens: to go on with it, pass --method "
+            f"token_mixing --mixing {noted['mixing']} --layers {layers}; else start from an image "
+            "model"
+        )
 
 
 def _noted(config: Any) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from tokenmix_ops.video.engine.progress import Progress
 from tokenmix_ops.video.experiments.building import Loaded
 from tokenmix_ops.video.experiments.files import plain
 from tokenmix_ops.video.experiments.settings import Captioning, Decoding
-from tokenmix_ops.video.metrics.captions import caption_scores
+from tokenmix_ops.video.metrics.captions import caption_scores, scorers
 from tokenmix_ops.video.text import CaptionTokenizer, clean_caption
 
 
@@ -52,12 +52,17 @@ class CaptioningTraining(nn.Module):
 
 
 class CaptioningTask:
-    """What the engine trains: a captioner, chosen by CIDEr + BLEU-4."""
+    """What the engine trains: a captioner, chosen by CIDEr + BLEU-4.
+
+    Raises ModuleNotFoundError if it will be chosen by scores, and there is nothing to score with.
+    """
 
     name = "captioning"
 
     def __init__(self, loaded: Loaded, experiment: Captioning, manifest: Manifest) -> None:
         assert isinstance(loaded.model, VideoCaptioner)
+        if experiment.videos.select_on != "none":
+            scorers()
         self.captioner, self.loaded = loaded.model, loaded
         self.experiment, self.manifest = experiment, manifest
         self.model = CaptioningTraining(loaded.model)
@@ -77,7 +82,7 @@ class CaptioningTask:
     ) -> dict[str, float]:
         """BLEU, ROUGE-L and CIDEr of a split; the score is CIDEr + BLEU-4."""
         videos = self.manifest.of_split(split)
-        references = {v.video_id: [clean_caption(c) for c in v.captions] for v in videos}
+        references = {video.video_id: video.captions for video in videos}
         predicted = caption_split(
             self.loaded, self.manifest, split, self.experiment, accelerator, progress
         )
@@ -100,7 +105,7 @@ def caption_split(
     split: str,
     experiment: Captioning,
     accelerator: Accelerator,
-    progress: Progress | None = None,
+    progress: Progress,
 ) -> dict[str, str]:
     """Captions of a split's videos by id, shared out among the processes; all get all of them."""
     model = loaded.model
@@ -109,21 +114,19 @@ def caption_split(
         manifest, split, num_frames=model.encoder.num_frames, size=model.encoder.image_size
     )
     own = range(accelerator.process_index, len(clips), accelerator.num_processes)
-    loader: Iterable[dict[str, Any]] = DataLoader(
+    loader: DataLoader[dict[str, Any]] = DataLoader(
         Subset(clips, own),
         batch_size=experiment.training.batch_size,
         num_workers=experiment.training.workers,
         collate_fn=collate,
         generator=torch.Generator(),
     )
-    if progress is not None:
-        loader = progress.track(loader, f"captions of {split}")
     training = model.training
     model.eval()
     captions: list[tuple[str, str]] = []
     try:
         with accelerator.autocast():
-            for batch in loader:
+            for batch in progress.track(loader, f"captions of {split}"):
                 pixels = batch["pixels"].to(accelerator.device)
                 texts = write_captions(model, loaded.tokenizer, pixels, experiment.decoding)
                 ids = [clips.videos[row].video_id for row in batch["videos"].tolist()]

@@ -8,22 +8,26 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from accelerate import Accelerator
+from rich.console import Console
 
 from tokenmix_ops.video.blip import Task
 from tokenmix_ops.video.captioning import VideoCaptioner
 from tokenmix_ops.video.checkpoints import export
 from tokenmix_ops.video.data.clips import ClipError, normalize_clip, read_clip
 from tokenmix_ops.video.engine.placement import start_accelerator
+from tokenmix_ops.video.engine.progress import Progress
 from tokenmix_ops.video.experiments.building import Loaded, load_checkpoint, load_whole
 from tokenmix_ops.video.experiments.captioning import caption_split, write_captions
 from tokenmix_ops.video.experiments.files import overridden
 from tokenmix_ops.video.experiments.retrieval import rank_split
 from tokenmix_ops.video.experiments.running import check_captions, open_data
-from tokenmix_ops.video.experiments.settings import Captioning, Retrieval, Videos
-from tokenmix_ops.video.metrics.captions import caption_scores
-from tokenmix_ops.video.text import clean_caption
+from tokenmix_ops.video.experiments.settings import Captioning, Opening, Retrieval, Videos
+from tokenmix_ops.video.metrics.captions import caption_scores, scorers
 
 E = TypeVar("E", Captioning, Retrieval)
+
+_AS_IT_IS = Opening()
 
 
 def evaluate_captions(
@@ -32,24 +36,25 @@ def evaluate_captions(
     root: Path | None,
     split: str,
     *,
-    model: str | None = None,
+    opening: Opening = _AS_IT_IS,
     num_beams: int | None = None,
     **reading: Any,
 ) -> tuple[dict[str, float] | None, dict[str, str]]:
     """Figures and captions of a split; no figures on other processes than the first."""
-    loaded, experiment = open_model(checkpoint, Captioning(), model)
+    scorers()
+    loaded, experiment = open_model(checkpoint, Captioning(), opening)
     if num_beams is not None:
         experiment = replace(experiment, decoding=replace(experiment.decoding, num_beams=num_beams))
     experiment = _reading(experiment, reading)
     manifest = open_data(Videos(data, root), split)
     check_captions(manifest, split, each=True)
-    videos = manifest.of_split(split)
     accelerator = start_accelerator(experiment.training)
     loaded.model.to(accelerator.device)
-    captions = caption_split(loaded, manifest, split, experiment, accelerator)
+    with _progress(accelerator) as progress:
+        captions = caption_split(loaded, manifest, split, experiment, accelerator, progress)
     if not accelerator.is_main_process:
         return None, captions
-    references = {v.video_id: [clean_caption(c) for c in v.captions] for v in videos}
+    references = {video.video_id: video.captions for video in manifest.of_split(split)}
     return caption_scores(captions, references), captions
 
 
@@ -59,19 +64,20 @@ def evaluate_ranking(
     root: Path | None,
     split: str,
     *,
-    model: str | None = None,
+    opening: Opening = _AS_IT_IS,
     rerank: int | None = None,
     **reading: Any,
 ) -> dict[str, float] | None:
     """Retrieval figures of a split; None on other processes than the first."""
-    loaded, experiment = open_model(checkpoint, Retrieval(), model)
+    loaded, experiment = open_model(checkpoint, Retrieval(), opening)
     if rerank is not None:
         experiment = replace(experiment, rerank=rerank)
     experiment = _reading(experiment, reading)
     manifest = open_data(Videos(data, root), split)
     accelerator = start_accelerator(experiment.training)
     loaded.model.to(accelerator.device)
-    figures = rank_split(loaded, manifest, split, experiment, accelerator)
+    with _progress(accelerator) as progress:
+        figures = rank_split(loaded, manifest, split, experiment, accelerator, progress)
     return figures if accelerator.is_main_process else None
 
 
@@ -79,22 +85,23 @@ def predict_captions(
     checkpoint: str,
     videos: Sequence[Path],
     *,
-    model: str | None = None,
+    opening: Opening = _AS_IT_IS,
     num_beams: int | None = None,
     top_p: float | None = None,
     num_captions: int = 1,
     seed: int = 0,
+    precision: str = "no",
 ) -> Iterator[tuple[Path, list[str], str | None]]:
     """(path, captions, None) of each video, or (path, [], why) of one that cannot be read."""
     if num_captions < 1:
         raise ValueError(f"num_captions is {num_captions}, it must be at least 1")
-    loaded, experiment = open_model(checkpoint, Captioning(), model)
+    loaded, experiment = open_model(checkpoint, Captioning(), opening)
     captioner = loaded.model
     assert isinstance(captioner, VideoCaptioner)
     decoding = replace(experiment.decoding, top_p=top_p)
     if num_beams is not None:
         decoding = replace(decoding, num_beams=num_beams)
-    accelerator = start_accelerator(experiment.training)
+    accelerator = start_accelerator(_reading(experiment, {"precision": precision}).training)
     captioner.to(accelerator.device)
     torch.manual_seed(seed)
     for path in videos:
@@ -109,30 +116,69 @@ def predict_captions(
         yield path, captions, None
 
 
-def export_checkpoint(task: Task, checkpoint: Path, out: Path, model: str | None = None) -> Path:
+def export_checkpoint(
+    task: Task,
+    checkpoint: Path,
+    out: Path,
+    model: str | None = None,
+    tokenizer: str | None = None,
+) -> Path:
     """Writes a whole transformers model directory of a checkpoint; returns it."""
-    loaded, description = load_checkpoint(checkpoint, model)
+    loaded, description = load_checkpoint(checkpoint, model, tokenizer)
     if description.task != task:
         raise ValueError(f"{checkpoint} is of task {description.task}, wanted {task}")
     return export(loaded.model, out, loaded.tokenizer)
 
 
-def open_model(checkpoint: str, default: E, model: str | None = None) -> tuple[Loaded, E]:
+def open_model(checkpoint: str, default: E, opening: Opening = _AS_IT_IS) -> tuple[Loaded, E]:
     """A checkpoint with its experiment, or a whole model with the default one.
 
-    Raises ValueError if it is of another task, or not to be found.
+    Raises ValueError if it is of another task, not to be found, or not to be opened like that.
     """
     task: Task = "captioning" if isinstance(default, Captioning) else "retrieval"
     if Path(checkpoint).suffix != ".safetensors":
-        return load_whole(task, checkpoint), default
-    loaded, description = load_checkpoint(checkpoint, model)
+        if opening.model is not None:
+            raise ValueError(f"{checkpoint} is a whole model: leave --model {opening.model} out")
+        whole = load_whole(
+            task,
+            checkpoint,
+            num_frames=opening.num_frames,
+            image_size=opening.image_size,
+            tokenizer=opening.tokenizer,
+        )
+        return whole, default
+    loaded, description = load_checkpoint(checkpoint, opening.model, opening.tokenizer)
     if description.task != task:
         raise ValueError(f"{checkpoint} is of task {description.task}, wanted {task}")
+    for flag, wanted, own in (
+        ("--num-frames", opening.num_frames, description.num_frames),
+        ("--image-size", opening.image_size, description.image_size),
+    ):
+        if wanted not in (None, own):
+            raise ValueError(
+                f"{checkpoint} was trained with {flag} {own}, got {wanted}: leave it out"
+            )
     settings = {name: value for name, value in description.settings.items() if name != "task"}
     try:
         return loaded, overridden(default, settings)
     except ValueError as error:
         raise ValueError(f"{checkpoint}: {error}") from error
+
+
+class _Evaluation(Progress):
+    """Shows how far an evaluation alone is, on standard error."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console, total=0, done=0, per_epoch=1)
+
+    def __enter__(self) -> Progress:
+        self.bar.start()
+        return self
+
+
+def _progress(accelerator: Accelerator) -> Progress:
+    quiet = not accelerator.is_main_process
+    return _Evaluation(Console(stderr=True, quiet=quiet, highlight=False))
 
 
 def _reading(experiment: E, reading: dict[str, Any]) -> E:

@@ -86,8 +86,11 @@ def _converted(value: Any, hint: Any, name: str) -> Any:
     for option in options:
         if option is type(None) and value is None:
             return None
-        if typing.get_origin(option) is Literal and value in typing.get_args(option):
-            return value
+        if typing.get_origin(option) is Literal:
+            # YAML 1.1 takes no, without quotes, for False.
+            word = "no" if value is False else value
+            if word in typing.get_args(option):
+                return word
         is_list = typing.get_origin(option) is tuple and isinstance(value, list | tuple)
         if is_list and all(type(part) is typing.get_args(option)[0] for part in value):
             return tuple(value)

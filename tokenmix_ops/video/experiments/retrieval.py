@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -22,18 +22,20 @@ from tokenmix_ops.video.metrics.retrieval import retrieval_scores
 from tokenmix_ops.video.retrieval import RetrievalTraining, Scores, VideoRetriever, rank
 from tokenmix_ops.video.text import CaptionTokenizer, clean_caption
 
+Item = TypeVar("Item")
+
 
 class TextBatch:
-    """Collates clips and tokenises their texts, [CLS] first, padded to one length."""
+    """Collates clips and tokenises their texts, [CLS] first, all padded to ``max_tokens``."""
 
     def __init__(self, tokenizer: CaptionTokenizer, max_tokens: int) -> None:
         self.tokenizer, self.max_tokens = tokenizer, max_tokens
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
-        """``pixels``, ``videos``, ``input_ids`` and ``attention_mask`` [batch, length]."""
+        """``pixels``, ``videos``, ``input_ids`` and ``attention_mask`` [batch, max_tokens]."""
         batch = collate(items)
         texts = [clean_caption(caption) for caption in batch.pop("captions")]
-        ids, mask = self.tokenizer.encode(texts, self.max_tokens)
+        ids, mask = self.tokenizer.encode(texts, self.max_tokens, pad_to_max=True)
         return {**batch, "input_ids": ids, "attention_mask": mask}
 
 
@@ -92,7 +94,7 @@ def rank_split(
     split: str,
     experiment: Retrieval,
     accelerator: Accelerator,
-    progress: Progress | None = None,
+    progress: Progress,
 ) -> dict[str, float]:
     """Retrieval figures of a split, its videos shared out among the processes."""
     model = loaded.model
@@ -104,16 +106,18 @@ def rank_split(
     if not pairs:
         raise ValueError(f"no video of split {split!r} has a text to be found by")
     own = range(accelerator.process_index, len(clips), accelerator.num_processes)
-    loader: Iterable[dict[str, Any]] = DataLoader(
+    loader: DataLoader[dict[str, Any]] = DataLoader(
         Subset(clips, own),
         batch_size=experiment.training.batch_size,
         num_workers=experiment.training.workers,
         collate_fn=collate,
         generator=torch.Generator(),
     )
-    if progress is not None:
-        loader = progress.track(loader, f"videos of {split}")
     texts = [clean_caption(text) for _, text in pairs]
+
+    def track(items: Iterable[Item], description: str) -> Iterable[Item]:
+        return progress.track(items, f"{description} of {split}")
+
     with accelerator.autocast():
         scores = rank(
             model,
@@ -121,6 +125,7 @@ def rank_split(
             *loaded.tokenizer.encode(texts, experiment.max_tokens),
             num_videos=len(clips),
             rerank=experiment.rerank,
+            track=track,
         )
     return figures_of(scores, torch.tensor([row for row, _ in pairs]))
 

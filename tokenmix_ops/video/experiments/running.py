@@ -14,6 +14,7 @@ from tokenmix_ops.video.engine.files import replace_text
 from tokenmix_ops.video.engine.placement import start_accelerator
 from tokenmix_ops.video.engine.store import Store
 from tokenmix_ops.video.engine.task import Task
+from tokenmix_ops.video.engine.together import raised_on_all
 from tokenmix_ops.video.engine.training import train
 from tokenmix_ops.video.experiments.building import start
 from tokenmix_ops.video.experiments.captioning import CaptionBatch, CaptioningTask
@@ -95,11 +96,16 @@ def run(
     if resume and (out / EXPERIMENT_FILE).exists():
         _same(read_experiment(out / EXPERIMENT_FILE), experiment, out)
     captions = [caption for _, caption in clips.pairs]
-    # The first process writes what the others then find.
-    with start_accelerator(experiment.training).main_process_first():
-        loaded = start(experiment, captions, out)
-        out.mkdir(parents=True, exist_ok=True)
-        replace_text(out / EXPERIMENT_FILE, as_yaml(experiment))
+    main = start_accelerator(experiment.training).is_main_process
+    # The first process writes, a small model and what was downloaded too; the others then read.
+    with raised_on_all():
+        if main:
+            loaded = start(experiment, captions, out)
+            out.mkdir(parents=True, exist_ok=True)
+            replace_text(out / EXPERIMENT_FILE, as_yaml(experiment))
+    with raised_on_all():
+        if not main:
+            loaded = start(experiment, captions, out)
     task: Task
     collate: Callable[[list[Any]], Any]
     if isinstance(experiment, Captioning):

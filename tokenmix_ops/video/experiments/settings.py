@@ -121,6 +121,20 @@ class Retrieval:
             raise ValueError(f"rerank is {self.rerank}, it must be at least 0")
 
 
+@dataclass(frozen=True)
+class Opening:
+    """How a checkpoint, or a whole model, is opened to be used."""
+
+    model: str | None = None
+    """The model that was tuned, if it is not where the checkpoint says."""
+    tokenizer: str | None = None
+    """Where the vocabulary is, if it is neither with the model nor where the checkpoint says."""
+    num_frames: int | None = None
+    """Frames of a video for a whole model: by default those that export noted, or 8."""
+    image_size: int | None = None
+    """Side of a frame in pixels for a whole model: by default what export noted, or 224."""
+
+
 def _check_drop_path(drop_path: float) -> None:
     if not 0 <= drop_path < 1:
         raise ValueError(f"drop_path is {drop_path}, it must be at least 0 and below 1")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 # Contractions as in the Penn Treebank: do n't, man 's, can not.
 _CONTRACTIONS = (
@@ -37,6 +38,20 @@ def tokenize(caption: str) -> str:
     return " ".join(token for token in _TOKEN.findall(text) if token not in _DROPPED)
 
 
+def scorers() -> tuple[Any, Any, Any]:
+    """pycocoevalcap's Bleu, Rouge and Cider; ModuleNotFoundError without it."""
+    try:
+        from pycocoevalcap.bleu.bleu import Bleu
+        from pycocoevalcap.cider.cider import Cider
+        from pycocoevalcap.rouge.rouge import Rouge
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"caption scores need {error.name!r}: pip install 'tokenmix_ops[metrics]'",
+            name=error.name,
+        ) from error
+    return Bleu, Rouge, Cider
+
+
 def caption_scores(
     predictions: Mapping[str, str], references: Mapping[str, Sequence[str]]
 ) -> dict[str, float]:
@@ -48,15 +63,7 @@ def caption_scores(
     if an id is in one of the two only, has no references, or no reference has a word;
     ModuleNotFoundError without pycocoevalcap.
     """
-    try:
-        from pycocoevalcap.bleu.bleu import Bleu
-        from pycocoevalcap.cider.cider import Cider
-        from pycocoevalcap.rouge.rouge import Rouge
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"caption scores need {error.name!r}: pip install 'tokenmix_ops[metrics]'",
-            name=error.name,
-        ) from error
+    Bleu, Rouge, Cider = scorers()
     _check(predictions, references)
     hypotheses = {name: [tokenize(caption)] for name, caption in predictions.items()}
     truths = {name: [tokenize(caption) for caption in references[name]] for name in predictions}

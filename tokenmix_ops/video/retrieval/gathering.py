@@ -15,21 +15,24 @@ from torch.nn.functional import pad
 class GlobalBatch:
     """How many rows of a batch each process holds; one process holds all if there is one.
 
-    ``longest`` is the length of the longest texts of any process.
+    ``lengths`` are those of each process's texts.
     """
 
     sizes: tuple[int, ...]
+    lengths: tuple[int, ...]
     rank: int
-    longest: int
 
     @classmethod
     def around(cls, rows: int, length: int, device: torch.device) -> GlobalBatch:
-        """The batch that this process has ``rows`` of, with texts of ``length`` tokens."""
+        """The batch that this process has ``rows`` of, with texts of ``length`` tokens.
+
+        With several processes it waits for all work on the device.
+        """
         if not _several():
-            return cls((rows,), 0, length)
+            return cls((rows,), (length,), 0)
         own = torch.tensor([rows, length], device=device)
-        of_all = torch.stack(_all_gather(own)).tolist()
-        return cls(tuple(n for n, _ in of_all), dist.get_rank(), max(n for _, n in of_all))
+        sizes, lengths = torch.stack(_all_gather(own), dim=1).tolist()
+        return cls(tuple(sizes), tuple(lengths), dist.get_rank())
 
     @property
     def own(self) -> slice:

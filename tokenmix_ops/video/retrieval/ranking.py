@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,10 +12,19 @@ from torch import Tensor
 from tokenmix_ops.video.retrieval.gathering import GlobalBatch
 from tokenmix_ops.video.retrieval.retriever import VideoRetriever
 
-Progress = Callable[[str, int], object]
-"""Called with "encode" or "re-rank" and how many videos this process has done of it."""
+Item = TypeVar("Item")
 
 TEXTS_AT_ONCE = 128
+
+
+class Track(Protocol):
+    """Gives items on, and shows how many there were."""
+
+    def __call__(self, items: Iterable[Item], description: str, /) -> Iterable[Item]: ...
+
+
+def _untracked(items: Iterable[Item], _: str) -> Iterable[Item]:
+    return items
 
 
 class Scores(NamedTuple):
@@ -38,7 +47,7 @@ def rank(
     *,
     num_videos: int,
     rerank: int = 128,
-    progress: Progress | None = None,
+    track: Track = _untracked,
 ) -> Scores:
     """Scores of texts and videos; all processes get the same.
 
@@ -56,6 +65,7 @@ def rank(
         input_ids, attention_mask: all texts [num_texts, length], starting with [CLS].
         num_videos: of all processes.
         rerank: how many; 0 for similarity alone, and then only [CLS] rows are computed.
+        track: is given the clips, and then the videos to re-rank, as it goes through them.
 
     Raises ValueError if videos are missing or out of range, or ``rerank`` is negative.
     """
@@ -63,26 +73,28 @@ def rank(
         raise ValueError(f"rerank must not be negative, got {rerank}")
     with _evaluating(retriever):
         texts = _Texts(input_ids, attention_mask, next(retriever.parameters()).device)
-        ids, embeddings, tokens = _encode(retriever, clips, rerank > 0, progress)
+        ids, embeddings, tokens = _encode(retriever, track(clips, "videos"), rerank > 0)
         own = torch.tensor(ids, dtype=torch.int64, device=texts.device)
         everyone = GlobalBatch.around(len(ids), 0, texts.device)
         all_ids = everyone.gather(own).cpu()
         _check(all_ids.tolist(), num_videos)
         videos = _placed(everyone.gather(embeddings).cpu(), all_ids, num_videos)
-        similarity = texts.embeddings(retriever) @ videos.T
+        embedded = texts.embeddings(retriever)
+        # Autocast would take a product in 16 bits, in which many videos would be equally similar.
+        with torch.autocast(embedded.device.type, enabled=False):
+            similarity = embedded @ videos.T
         if not rerank:
             return Scores(similarity, similarity)
         by_text = _best(similarity, rerank, dim=1)
         by_video = _best(similarity, rerank, dim=0)
         wanted = by_text | by_video
         matches = torch.full((len(ids), len(input_ids)), torch.nan, device=texts.device)
-        for row, video in enumerate(ids):
+        for row in track(range(len(ids)), "re-ranking"):
+            video = ids[row]
             memory = retriever.remember(tokens[row].to(texts.device)[None])
             for chosen in texts.chunks(wanted[:, video].nonzero().squeeze(1)):
                 logits = retriever.match(*texts.trimmed(chosen), memory)
                 matches[row, chosen.to(texts.device)] = logits[:, 1].float()
-            if progress is not None:
-                progress("re-rank", row + 1)
         yes = _placed(everyone.gather(matches).cpu(), all_ids, num_videos).T
     return Scores(_reranked(similarity, yes, by_text), _reranked(similarity, yes, by_video))
 
@@ -130,7 +142,6 @@ def _encode(
     retriever: VideoRetriever,
     clips: Iterable[Mapping[str, Tensor]],
     with_tokens: bool,
-    progress: Progress | None,
 ) -> tuple[list[int], Tensor, list[Tensor]]:
     """Numbers, embeddings on the device, and tokens on the CPU of this process's videos."""
     device = next(retriever.parameters()).device
@@ -149,8 +160,6 @@ def _encode(
             embedding = retriever.embed_videos(pixels)
         embeddings.append(embedding.float())
         ids += batch["videos"].tolist()
-        if progress is not None:
-            progress("encode", len(ids))
     return ids, torch.cat(embeddings), tokens
 
 

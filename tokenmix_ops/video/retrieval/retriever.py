@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import BlipForImageTextRetrieval
 
-from tokenmix_ops.mixing import Mixing
 from tokenmix_ops.video.cross_attention import CrossAttention, VideoMemory, share_video_keys
-from tokenmix_ops.video.encoder import Layers, VideoEncoder
+from tokenmix_ops.video.encoder import VideoEncoder
 from tokenmix_ops.video.tuning.settings import Tuning
 
 
@@ -26,13 +25,12 @@ class VideoRetriever(nn.Module):
     """Embeds videos and texts in one space, and matches pairs of them by cross-attention.
 
     It has no modules but those of ``model``, and their names but for the tower, which is
-    ``encoder.vision_model``. Source: design.md, section 4; BLIP.
+    ``encoder.vision_model``. No layer mixes until `tuning.apply` makes it so. Source: design.md,
+    section 4; BLIP.
 
     Args:
         model: a BLIP retrieval model; its layers are changed in place.
         num_frames: frames of a video.
-        mixing, mixing_layers: as `VideoEncoder` takes them; by default no layer mixes, and
-            `tuning.apply` makes it so.
         enc_token_id: the token [ENC]; the last of the vocabulary, as in BLIP, if None.
     """
 
@@ -45,8 +43,6 @@ class VideoRetriever(nn.Module):
         model: BlipForImageTextRetrieval,
         *,
         num_frames: int = 8,
-        mixing: Mixing | str = "released",
-        mixing_layers: Layers = (),
         enc_token_id: int | None = None,
     ) -> None:
         super().__init__()
@@ -60,9 +56,7 @@ class VideoRetriever(nn.Module):
             raise ValueError(
                 f"enc_token_id must be one of the {vocabulary} tokens, got {enc_token_id}"
             )
-        self.encoder = VideoEncoder(
-            model.vision_model, num_frames=num_frames, mixing=mixing, mixing_layers=mixing_layers
-        )
+        self.encoder = VideoEncoder(model.vision_model, num_frames=num_frames, mixing_layers=())
         self.text_encoder = model.text_encoder
         self.vision_proj = model.vision_proj
         self.text_proj = model.text_proj

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from tokenmix_ops.video.retrieval.contrastive import FeatureQueue, Features, contrastive_loss
 from tokenmix_ops.video.retrieval.gathering import GlobalBatch
-from tokenmix_ops.video.retrieval.matching import draw_negatives, matching_loss
+from tokenmix_ops.video.retrieval.matching import Negatives, draw_negatives, matching_loss
 from tokenmix_ops.video.retrieval.momentum import MomentumCopy
 from tokenmix_ops.video.retrieval.retriever import VideoRetriever
 
@@ -59,6 +58,7 @@ class RetrievalTraining(nn.Module):
         self.temperature = nn.Parameter(torch.full((1,), temperature))
         self.alpha = alpha
         self.seed = seed
+        self._everyone: GlobalBatch | None = None
         # Not a buffer: on a GPU, reading it would wait for all work at every step.
         self._draws = torch.zeros(1, dtype=torch.int64)
 
@@ -68,13 +68,13 @@ class RetrievalTraining(nn.Module):
 
         ``batch``: "pixels" [n, T, 3, H, W]; "input_ids" and "attention_mask" [n, length], texts
         that start with [CLS]; "videos" int64 [n], the number of each pair's video, at least 0.
-        ``epoch`` is how many are done. Negatives and queue are of all processes' pairs.
+        ``epoch`` is how many are done. Negatives and queue are of all processes' pairs, and all
+        processes have as many at every step, with texts padded to one length. Raises ValueError if
+        they have not.
         """
-        with torch.no_grad():
-            self.temperature.clamp_(*TEMPERATURES)
+        temperature = self.temperature.clamp(*TEMPERATURES)
         input_ids, attention_mask = batch["input_ids"], batch["attention_mask"]
-        pairs, length = input_ids.shape
-        everyone = GlobalBatch.around(pairs, length, input_ids.device)
+        everyone = self._global(input_ids)
 
         embedding, tokens = self.retriever.encode_videos(batch["pixels"])
         texts = self.retriever.embed_texts(input_ids, attention_mask)
@@ -83,20 +83,45 @@ class RetrievalTraining(nn.Module):
 
         alpha = self.alpha * min(1.0, epoch)
         columns = self.queue.behind(followers)
-        itc = contrastive_loss(own, followers.rows(everyone.own), columns, self.temperature, alpha)
+        itc = contrastive_loss(own, followers.rows(everyone.own), columns, temperature, alpha)
         self.queue.enqueue(followers)
 
-        itm = self._match(input_ids, attention_mask, tokens, current, everyone)
+        negatives = self._negatives(current, temperature)
+        itm = self._match(input_ids, attention_mask, tokens, negatives, everyone)
         return {
             "loss": itc + itm,
             "itc": itc.detach(),
             "itm": itm.detach(),
-            "temperature": self.temperature.detach()[0].clone(),
+            "temperature": temperature.detach()[0],
         }
 
+    @torch.no_grad()
     def after_update(self) -> None:
-        """Moves the momentum copy; to be called after every optimiser update."""
+        """Keeps the temperature in its range and moves the momentum copy; to be called after every
+        optimiser update."""
+        # Not in forward: sharded training has no more than a passing copy there.
+        self.temperature.clamp_(*TEMPERATURES)
         self.momentum_copy.update(self.retriever)
+
+    def _global(self, input_ids: Tensor) -> GlobalBatch:
+        """The batch of all processes. They are asked at the first step alone, because it waits for
+        the device."""
+        pairs, length = input_ids.shape
+        known = self._everyone
+        if known is None or len(known.sizes) == 1:
+            known = GlobalBatch.around(pairs, length, input_ids.device)
+            if len({*zip(known.sizes, known.lengths, strict=True)}) > 1:
+                raise ValueError(
+                    "all processes must have as many pairs, with texts padded to one length; got "
+                    f"{known.sizes} pairs of {known.lengths} tokens"
+                )
+            self._everyone = known
+        elif (pairs, length) != (known.sizes[0], known.lengths[0]):
+            raise ValueError(
+                f"with several processes, all batches must be as the first, {known.sizes[0]} pairs "
+                f"with texts padded to {known.lengths[0]} tokens; got {pairs} of {length}"
+            )
+        return known
 
     @torch.no_grad()
     def _follow(self, batch: Mapping[str, Tensor]) -> Features:
@@ -114,25 +139,27 @@ class RetrievalTraining(nn.Module):
         ids = everyone.gather(own.ids)
         return Features(parts[0], parts[1], ids), Features(parts[2], parts[3], ids)
 
+    def _negatives(self, features: Features, temperature: Tensor) -> Negatives:
+        """The next draw, of all processes' pairs."""
+        # Seeds of neighbouring draws and runs must not meet: 2^20 draws a seed.
+        generator = torch.Generator().manual_seed((self.seed << 20) + int(self._draws))
+        self._draws += 1
+        return draw_negatives(features, temperature, generator)
+
     def _match(
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
         tokens: Tensor,
-        features: Features,
+        negatives: Negatives,
         everyone: GlobalBatch,
     ) -> Tensor:
         """The matching loss of each own pair, its video with a wrong text, its text with a wrong
         video."""
-        # Seeds of neighbouring draws and runs must not meet: 2^20 draws a seed.
-        generator = torch.Generator().manual_seed((self.seed << 20) + int(self._draws))
-        self._draws += 1
-        negatives = draw_negatives(features, self.temperature, generator)
         texts, videos = negatives.texts[everyone.own], negatives.videos[everyone.own]
 
         def with_wrong(rows: Tensor) -> Tensor:
             """Each pair's own text, then its wrong one: those of a video in a row."""
-            rows = pad(rows, (0, everyone.longest - rows.shape[1]))
             return torch.stack([rows, everyone.gather(rows)[texts]], dim=1).flatten(0, 1)
 
         memory = self.retriever.remember(tokens)

@@ -39,11 +39,13 @@ class Adapter(nn.Module):
 
 
 class AdapterTuning(TuningMethod):
-    """Updates the adapters: two a layer, one with a switch off (the paper's 1.88 M count one)."""
+    """Updates the adapters: two a layer, one with a switch off (the paper's 1.88 M count one).
+
+    Source: Houlsby et al., ICML 2019.
+    """
 
     name = "adapter"
     takes = ("layers", "bottleneck")
-    source = "Houlsby et al., ICML 2019"
 
     def insert(self, encoder: VideoEncoder, tuning: Tuning, layers: tuple[int, ...]) -> None:
         dim = encoder.config.hidden_size

@@ -10,11 +10,13 @@ from tokenmix_ops.video.tuning.method import Switches, TuningMethod, VideoModel
 
 
 class BitFit(TuningMethod):
-    """Biases alone; with LP or LH switched on, those parts' weights too."""
+    """Biases alone; with LP or LH switched on, those parts' weights too.
+
+    Source: Ben Zaken et al., BitFit, ACL 2022.
+    """
 
     name = "bitfit"
     switches = Switches(linear_projection=False, language_head=False)
-    source = "Ben Zaken et al., BitFit, ACL 2022"
 
     def updated(
         self, model: VideoModel, layers: tuple[int, ...], switches: Switches

@@ -51,13 +51,12 @@ class DualAttentionTuning(TuningMethod):
     """Updates the temporal attentions and the gates; with ``ffn`` on, the layers' FFNs as well.
 
     The paper's text says "only the temporal attention", 28.3 M, which is the default; its number,
-    84.9 M, is that of twelve whole layers: attention and FFN.
+    84.9 M, is that of twelve whole layers: attention and FFN. Source: Token Mixing, Table 1.
     """
 
     name = "dual_attention"
     takes = ("layers", "temporal_position")
     switches = Switches(ffn=False)
-    source = "Token Mixing, Table 1: dual attention"
 
     def insert(self, encoder: VideoEncoder, tuning: Tuning, layers: tuple[int, ...]) -> None:
         temporal = deepcopy(encoder)

@@ -14,7 +14,6 @@ class Frozen(TuningMethod):
 
     name = "frozen"
     switches = Switches(False, False, False, False)
-    source = "the image model, zero-shot"
 
     def updated(
         self, model: VideoModel, layers: tuple[int, ...], switches: Switches

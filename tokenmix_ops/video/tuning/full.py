@@ -7,8 +7,10 @@ from tokenmix_ops.video.tuning.temporal import Temporal
 
 
 class Full(Temporal):
-    """The blocks of `Temporal`, and everything is updated, the text side too."""
+    """The blocks of `Temporal`, and everything is updated, the text side too.
+
+    Source: ViViT, Arnab et al., ICCV 2021.
+    """
 
     name = "full"
     switches = Switches(everything=True)
-    source = "ViViT, Arnab et al., ICCV 2021"

@@ -21,13 +21,13 @@ class Lora(TuningMethod):
 
     BLIP packs query, key and value into one projection, which a plain LoRA would change as a
     whole: it is split in three first, so keys stay as they are, and a layer that mixes goes on
-    projecting the tokens in use alone.
+    projecting the tokens in use alone. Source: Hu et al., LoRA, ICLR 2022; not in the paper's
+    tables.
     """
 
     name = "lora"
     takes = ("layers", "rank")
     switches = Switches(ffn=False)
-    source = "Hu et al., LoRA, ICLR 2022; not in the paper's tables"
 
     def insert(self, encoder: VideoEncoder, tuning: Tuning, layers: tuple[int, ...]) -> None:
         from peft import LoraConfig, inject_adapter_in_model
@@ -67,6 +67,9 @@ def split_projection(attention: nn.Module) -> None:
         part.weight, part.bias = nn.Parameter(weight.clone()), nn.Parameter(bias.clone())
         attention.add_module(name, part)
     del attention.qkv
+    # The layer that this one was made of would keep the packed weights alive.
+    if "original" in vars(attention):
+        vars(attention)["original"].qkv = None
     attention.qkv_projection = SeparateProjections("query", "key", "value")
 
 

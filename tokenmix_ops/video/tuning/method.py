@@ -51,8 +51,6 @@ class TuningMethod(ABC):
     last_layer_only: ClassVar[bool] = False
     takes: ClassVar[tuple[str, ...]] = ()
     """The settings of a `Tuning`, besides its switches, that the method reads."""
-    source: ClassVar[str]
-    """Where it comes from, for help texts."""
 
     def insert(self, encoder: VideoEncoder, tuning: Tuning, layers: tuple[int, ...]) -> None:
         """Puts new modules into the encoder, or changes its attention; nothing by default."""

@@ -64,7 +64,7 @@ def apply(model: VideoModel, tuning: Tuning) -> Tuned:
         raise ValueError(f"the model is tuned by {model.tuning.method} already; load it anew")
     for index, layer in enumerate(model.encoder.layers):
         if layer.self_attn.mixing.kind != "spatial":
-            raise ValueError(f"layer {index} mixes tokens already; build with mixing_layers=()")
+            raise ValueError(f"layer {index} mixes tokens already: load the image model anew")
     method = METHODS[tuning.method]
     for setting in fields(tuning):
         if setting.name not in ("method", *Switches._fields, *method.takes):

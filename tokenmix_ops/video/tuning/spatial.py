@@ -22,7 +22,6 @@ class Spatial(TuningMethod):
     name = "spatial"
     takes: ClassVar[tuple[str, ...]] = ("layers",)
     last_layer_only = True
-    source = "Token Mixing, Table 3, without mixing"
 
     def updated(
         self, model: VideoModel, layers: tuple[int, ...], switches: Switches

@@ -45,11 +45,13 @@ class STAdapter(nn.Module):
 
 
 class STAdapterTuning(TuningMethod):
-    """Updates the adapters, one a layer; none with ``attention`` off."""
+    """Updates the adapters, one a layer; none with ``attention`` off.
+
+    Source: Pan et al., ST-Adapter, NeurIPS 2022.
+    """
 
     name = "st_adapter"
     takes = ("layers", "bottleneck")
-    source = "Pan et al., ST-Adapter, NeurIPS 2022"
 
     def insert(self, encoder: VideoEncoder, tuning: Tuning, layers: tuple[int, ...]) -> None:
         dim = encoder.config.hidden_size

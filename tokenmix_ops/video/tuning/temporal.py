@@ -46,11 +46,11 @@ class Temporal(TuningMethod):
     """Four blocks, initialised from the last spatial ones, are added and updated.
 
     Without a temporal position they are equivariant to the order of frames, as published.
+    Source: ViViT's factorised encoder (Arnab et al., ICCV 2021), on a frozen tower.
     """
 
     name = "temporal"
     takes = ("num_blocks", "temporal_position")
-    source = "ViViT's factorised encoder (Arnab et al., ICCV 2021) on a frozen tower"
 
     def insert(self, encoder: VideoEncoder, tuning: Tuning, layers: tuple[int, ...]) -> None:
         depth = len(encoder.layers)

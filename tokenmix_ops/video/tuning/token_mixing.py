@@ -9,11 +9,13 @@ from tokenmix_ops.video.tuning.spatial import Spatial
 
 
 class TokenMixing(Spatial):
-    """No new parameters; (P) updates the layers that mix, (F) everything."""
+    """No new parameters; (P) updates the layers that mix, (F) everything.
+
+    Source: Liu et al., Token Mixing, AAAI 2023.
+    """
 
     name = "token_mixing"
     takes = ("layers", "mixing")
-    source = "Liu et al., Token Mixing, AAAI 2023"
 
     def insert(self, encoder: VideoEncoder, tuning: Tuning, layers: tuple[int, ...]) -> None:
         if layers:
