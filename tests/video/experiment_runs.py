@@ -6,6 +6,7 @@ import signal
 from contextlib import redirect_stdout
 from dataclasses import replace
 
+import pytest
 import torch
 from rich.console import Console
 
@@ -124,12 +125,36 @@ def run_and_die(one, out, where, number):
     raise AssertionError("it lived")
 
 
-def rank(index, port, jobs):
-    """One of two processes that run experiments, without dropout."""
-    os.environ.update(RANK=str(index), LOCAL_RANK=str(index), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+def join(index, world, port):
+    """Has this process be one of so many."""
+    os.environ.update(RANK=str(index), LOCAL_RANK=str(index))
+    os.environ.update(WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1")
     os.environ["ACCELERATE_USE_CPU"] = "true"
     torch.set_num_threads(1)
+
+
+def begin(index, world, port, one, out):
+    """One of many processes that begin the same experiments; the first one alone may write."""
+    join(index, world, port)
+    if index:
+        running.replace_text = blip.BlipForConditionalGeneration.save_pretrained = write_nothing
+    run(one, out / "begun")
+    # What the first process cannot do, all say.
+    (out / "file").write_text("")
+    for where, text in ((out / "file" / "in it", "in it"), (out / "begun", "pass --resume")):
+        with pytest.raises((OSError, ValueError), match=text):
+            run(one, where)
+    torch.distributed.destroy_process_group()
+
+
+def write_nothing(*_, **__):
+    raise AssertionError("not the first process")
+
+
+def rank(index, port, jobs):
+    """One of two processes that run experiments, without dropout."""
+    join(index, 2, port)
     without_dropout()
     for one, out in jobs:
         run(one, out)

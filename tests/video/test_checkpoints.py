@@ -81,7 +81,8 @@ def test_the_visual_part_of_token_mixing_is_one_layer(tmp_path):
     model = tuned()
     save_updated(tmp_path / "a.safetensors", model, base="base")
     layers = [n for n in load_file(tmp_path / "a.safetensors") if ".encoder.layers." in n]
-    assert layers and all(".encoder.layers.1." in name for name in layers)
+    assert layers
+    assert all(".encoder.layers.1." in name for name in layers)
 
 
 @pytest.mark.parametrize(
@@ -173,6 +174,20 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
 
 
+def test_the_last_bits_of_resized_positions_do_not_tell_a_model(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_updated(path, tuned(linear_projection=False), base="base")
+    for name, fits in (("position_embedding", True), ("class_embedding", False)):
+        model = fresh()
+        with torch.no_grad():
+            getattr(model.encoder.vision_model.embeddings, name).mul_(1.001)
+        if fits:
+            load_updated(model, path)
+        else:
+            with pytest.raises(ValueError, match="was tuned on other weights"):
+                load_updated(model, path)
+
+
 def test_only_tuned_models_are_saved_and_only_fresh_ones_loaded(tmp_path):
     path = tmp_path / "a.safetensors"
     with pytest.raises(ValueError, match="was not tuned"):
@@ -190,7 +205,8 @@ def test_an_export_is_a_whole_model_of_transformers(tmp_path, method, task):
     folder = export(model, tmp_path / "whole", tokenizer)
     kind = BlipForConditionalGeneration if task == "captioning" else BlipForImageTextRetrieval
     plain, info = kind.from_pretrained(folder, output_loading_info=True)
-    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
     noted = json.loads((folder / "config.json").read_text())["tokenmix"]
     assert noted["num_frames"] == FRAMES
     assert noted["layers"] == ([1] if method == "token_mixing" else [])
@@ -203,6 +219,33 @@ def test_an_export_is_a_whole_model_of_transformers(tmp_path, method, task):
     torch.testing.assert_close(given, wanted, rtol=1e-4, atol=1e-5)
     assert CaptionTokenizer.from_pretrained(folder).decode([[0]]) == [""]
     assert load_blip(folder, task) is not None
+
+
+def test_an_export_leaves_the_model_and_what_is_there_alone(tmp_path):
+    model = tuned()
+    before = model.blip_config.to_dict()
+    (tmp_path / "empty").mkdir()
+    export(model, tmp_path / "empty")
+    assert model.blip_config.to_dict() == before
+    assert (tmp_path / "empty" / "model.safetensors").exists()
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").touch()
+    for name in ("file", "full", "empty"):
+        with pytest.raises(OSError, match=rf"{name} is there already"):
+            export(model, tmp_path / name)
+    assert [p.name for p in (tmp_path / "full").iterdir()] == ["mine"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "file", "full"]
+
+
+def test_an_export_that_fails_leaves_nothing(tmp_path):
+    class Full:
+        def save(self, folder):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        export(tuned(), tmp_path / "whole", Full())
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("method", sorted(INSERTING))

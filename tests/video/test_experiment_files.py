@@ -225,6 +225,15 @@ def test_numbers_as_people_write_them(tmp_path):
     assert type(training.weight_decay) is float
 
 
+def test_no_without_quotes_is_no(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("task: captioning\ntraining: {precision: no}")
+    assert read_experiment(path).training.precision == "no"
+    path.write_text("task: captioning\ntraining: {precision: yes}")
+    with pytest.raises(ValueError, match="precision must be 'no' or"):
+        read_experiment(path)
+
+
 def printed(capsys, *arguments):
     cli.main([*arguments, "--print-config"])
     return yaml.safe_load(capsys.readouterr().out)
@@ -250,6 +259,22 @@ def test_print_config_without_a_file_and_of_the_small_model(capsys):
     assert small["tiny"] is True
     assert small["training"]["epochs"] == 9
     assert small["training"]["batch_size"] == Retrieval().training.batch_size
+
+
+@pytest.mark.parametrize(
+    ("flags", "everything"),
+    [
+        ((), True),
+        (("--method", "spatial"), True),
+        (("--method", "token_mixing", "--everything", "False"), False),
+        (("--method", "bitfit"), None),
+        (("--config", str(CONFIGS / "retrieval/msrvtt/vit-b16/lora.yaml")), None),
+    ],
+    ids=str,
+)
+def test_flags_and_files_win_over_the_small_models_settings(capsys, flags, everything):
+    found = printed(capsys, "retrieval", "train", "--tiny", *flags)
+    assert found["tuning"]["everything"] is everything
 
 
 @pytest.mark.parametrize("command", ["caption", "retrieval"])

@@ -4,6 +4,7 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 from dataclasses import replace
@@ -11,16 +12,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from experiment_runs import TASKS, experiment, losses, rank, run, run_and_die
+from experiment_runs import TASKS, begin, experiment, losses, rank, run, run_and_die
 from safetensors.torch import load_file
 
 import tokenmix_ops
 from tokenmix_ops.video import blip
-from tokenmix_ops.video.checkpoints import describe
+from tokenmix_ops.video.checkpoints import describe, export
 from tokenmix_ops.video.engine.store import Store
-from tokenmix_ops.video.experiments.building import load_checkpoint
+from tokenmix_ops.video.experiments.building import load_checkpoint, load_whole, start
 from tokenmix_ops.video.experiments.files import plain, read_experiment
-from tokenmix_ops.video.tuning import METHODS
+from tokenmix_ops.video.experiments.retrieval import TextBatch
+from tokenmix_ops.video.text import CaptionTokenizer
+from tokenmix_ops.video.tuning import METHODS, Tuning
 
 TRAINED = [name for name in METHODS if name != "frozen"]
 
@@ -74,6 +77,22 @@ def test_every_method_trains_and_is_loaded_again(tmp_path, experiment_folder, ta
     assert saved.keys() == {name for name, p in own.items() if p.requires_grad}
     for name, value in saved.items():
         assert torch.equal(own[name], value), name
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("everything", [False, True])
+@pytest.mark.parametrize("method", TRAINED)
+def test_everything_that_is_trained_takes_part_in_an_update(
+    tmp_path, experiment_folder, task, method, everything
+):
+    """With several processes it has to."""
+    tuning = {"everything": everything}
+    one = experiment(task, experiment_folder, method=method, tuning=tuning, max_steps=1)
+    run(one, tmp_path)
+    state = Store(tmp_path).read(1)
+    updated = {name.partition(".")[2] for name in state["optimizer"]}
+    assert updated - {""} == load_file(tmp_path / "last.safetensors").keys()
+    assert ("temperature" in state["optimizer"]) == (task == "retrieval")
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -151,6 +170,22 @@ JOBS = {
 }
 
 
+def run_together(ranks):
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(150)
+        if process.is_alive():
+            process.kill()
+    assert [process.exitcode for process in ranks] == [0] * len(ranks)
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory, experiment_folder, processes):
     """Folders of what two processes did."""
@@ -159,18 +194,23 @@ def two_processes(tmp_path_factory, experiment_folder, processes):
         (part_of(experiment_folder, name, batch_size=4, **besides), out / name)
         for name, (_, _, besides) in JOBS.items()
     ]
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    ranks = [processes.Process(target=rank, args=(i, port, listed)) for i in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(150)
-        if process.is_alive():
-            process.kill()
-    assert [process.exitcode for process in ranks] == [0, 0]
+    port = free_port()
+    run_together([processes.Process(target=rank, args=(i, port, listed)) for i in range(2)])
     return out
+
+
+def test_many_processes_begin_and_one_writes(tmp_path, experiment_folder, processes):
+    one = experiment("captioning", experiment_folder, batch_size=2, max_steps=1)
+    one = replace(one, tiny=True)
+    port = free_port()
+    run_together(
+        [processes.Process(target=begin, args=(i, 6, port, one, tmp_path)) for i in range(6)]
+    )
+    out = tmp_path / "begun"
+    assert read_experiment(out / "experiment.yaml") == one
+    assert (out / "model" / "model.safetensors").exists()
+    assert not list(out.glob("*.part"))
+    assert [line["update"] for line in losses(out)] == [1]
 
 
 def part_of(folder, name, **training):
@@ -261,6 +301,69 @@ def test_mixed_precision_on_a_cpu(tmp_path, experiment_folder, task):
             assert value.dtype is torch.float32
     assert curves["bf16"] == pytest.approx(curves["no"], rel=0.05)
     assert curves["bf16"] != curves["no"]
+
+
+def tiny_experiment(task, folder, **changes):
+    return replace(experiment(task, folder), tiny=True, **changes)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_run_that_does_not_resume_has_a_small_model_of_its_own(tmp_path, experiment_folder, task):
+    one = tiny_experiment(task, experiment_folder)
+    first = start(one, ["a circle"], tmp_path)
+    kept = start(one, ["a big red square"], tmp_path)
+    assert kept.tokenizer.vocab_size == first.tokenizer.vocab_size
+    new = start(one, ["a big red square"], tmp_path, anew=True)
+    assert new.tokenizer.encode(["big red square"], 9)[0].shape[1] == 5
+    assert new.tokenizer.vocab_size > first.tokenizer.vocab_size
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    # As it is, it is of its own size.
+    assert load_whole(task, str(tmp_path / "model")).model.encoder.image_size == 32
+
+
+def test_nothing_but_a_small_model_is_replaced_by_one(tmp_path, experiment_folder):
+    home = tmp_path / "model"
+    shutil.copytree(experiment_folder / "captioning", home)
+    before = sorted(home.iterdir())
+    one = tiny_experiment("captioning", experiment_folder)
+    with pytest.raises(ValueError, match=f"{home} is no model of --tiny"):
+        start(one, ["a circle"], tmp_path, anew=True)
+    assert sorted(home.iterdir()) == before
+
+
+def test_a_whole_model_runs_at_the_recipes_size(experiment_folder):
+    name = str(experiment_folder / "captioning")
+    encoder = load_whole("captioning", name).model.encoder
+    assert (encoder.image_size, encoder.num_frames) == (224, 8)
+    encoder = load_whole("captioning", name, image_size=48, num_frames=3).model.encoder
+    assert (encoder.image_size, encoder.num_frames) == (48, 3)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_an_exported_models_mixing_is_not_lost(tmp_path, experiment_folder, task):
+    one = experiment(task, experiment_folder, method="token_mixing", tuning={"mixing": "paper"})
+    home = export(start(one, [], tmp_path).model, tmp_path / "whole")
+    one = replace(one, model=str(home), tokenizer=str(experiment_folder / task))
+    again = start(one, [], tmp_path).model.encoder
+    assert [layer.self_attn.mixing.kind for layer in again.layers] == ["spatial", "paper"]
+    whole = load_whole(task, str(home), tokenizer=one.tokenizer).model.encoder
+    assert (whole.image_size, whole.num_frames) == (32, 2)
+    for tuning in (
+        Tuning("spatial"),
+        Tuning("bitfit"),
+        Tuning("token_mixing"),
+        Tuning("token_mixing", mixing="paper", layers=(0, 1)),
+    ):
+        with pytest.raises(ValueError, match="--method token_mixing --mixing paper --layers 1;"):
+            start(replace(one, tuning=tuning), [], tmp_path)
+
+
+def test_texts_of_a_batch_are_as_long_as_any_may_be(experiment_folder):
+    tokenizer = CaptionTokenizer.from_pretrained(experiment_folder / "retrieval")
+    items = [{"pixels": torch.zeros(1), "video": 0, "caption": "a circle"}]
+    batch = TextBatch(tokenizer, 11)(items)
+    assert batch["input_ids"].shape == batch["attention_mask"].shape == (1, 11)
+    assert batch["attention_mask"].sum() == 4
 
 
 def test_the_epoch_chosen_is_the_best_of_the_split(tmp_path, experiment_folder):

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from dataclasses import replace
 
 import huggingface_hub.constants
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from tokenmix_ops.video import cli
 from tokenmix_ops.video.data.manifest import read_manifest, write_manifest
+from tokenmix_ops.video.experiments import captioning, evaluating
 
 COMMANDS = {"caption": "captioning", "retrieval": "retrieval"}
 OWN = {
@@ -208,6 +210,99 @@ def test_evaluating_writes_captions(tokenmix, trained, data, tmp_path):
     assert all(row["caption"] for row in rows)
 
 
+def test_captions_are_scored_against_references_as_they_are(
+    tokenmix, training, trained, data, tmp_path, altered, monkeypatch
+):
+    long = 'The man\'s "dog" ' + "runs and " * 20 + "barks: (loudly)!"
+    some = altered(lambda videos: [replace(v, captions=(long,)) for v in videos])
+    seen = []
+
+    def score(predictions, references):
+        seen.append({name: list(captions) for name, captions in references.items()})
+        return {"CIDEr": 1.0, "BLEU-4": 1.0}
+
+    for module in (captioning, evaluating):
+        monkeypatch.setattr(module, "caption_scores", score)
+    where = {"data": some, "root": data.parent}
+    assert tokenmix(*training("caption", tmp_path / "run", **where))[0] == 0
+    flags = ("--data", some, "--root", data.parent, "--split", "val", "--workers", 0)
+    assert tokenmix("caption", "evaluate", trained / "caption" / "best.safetensors", *flags)[0] == 0
+    assert seen == [{"video8": [long], "video18": [long]}] * 2
+
+
+def test_without_scorers_nothing_is_begun(
+    refused, tokenmix, training, trained, data, tmp_path, monkeypatch
+):
+    for name in [name for name in sys.modules if name.startswith("pycocoevalcap")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
+    wanted = "caption scores need 'pycocoevalcap"
+    sentence = refused(*training("caption", tmp_path / "run"))
+    assert sentence.startswith(wanted)
+    assert "pip install 'tokenmix_ops[metrics]'" in sentence
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+    assert refused("caption", "evaluate", tmp_path / "none", "--data", data).startswith(wanted)
+    assert tokenmix(*training("caption", tmp_path / "other", select_on="none"))[0] == 0
+    good = data.parent / "videos" / "video0.mp4"
+    best = trained / "caption" / "best.safetensors"
+    assert tokenmix("caption", "predict", best, good)[0] == 0
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_evaluations_show_how_far_they_are(tokenmix, trained, data, monkeypatch, command):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+    best = trained / command / "best.safetensors"
+    status, out, err = tokenmix(command, "evaluate", best, "--data", data, "--workers", 0, "--json")
+    assert status == 0
+    assert json.loads(out)
+    steps = ("videos", "re-ranking") if command == "retrieval" else ("captions",)
+    for step in steps:
+        assert f"{step} of test" in err
+    assert "training" not in err
+
+
+def test_predicting_has_a_precision_of_its_own(tokenmix, trained, data, tmp_path, monkeypatch):
+    best, other = trained / "caption" / "best.safetensors", tmp_path / "other.safetensors"
+    with safe_open(best, "pt") as file:
+        metadata = file.metadata()
+    settings = json.loads(metadata["settings"])
+    settings["training"]["precision"] = "bf16"
+    save_file(load_file(best), other, {**metadata, "settings": json.dumps(settings)})
+    seen = []
+
+    def started(settings, own=evaluating.start_accelerator):
+        seen.append(settings.precision)
+        return own(settings)
+
+    monkeypatch.setattr(evaluating, "start_accelerator", started)
+    good = data.parent / "videos" / "video0.mp4"
+    for flags in ((), ("--precision", "bf16")):
+        assert tokenmix("caption", "predict", other, good, *flags)[0] == 0
+    assert seen == ["no", "bf16"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_frames_and_size_of_a_whole_model(
+    tokenmix, refused, trained, experiment_folder, data, command
+):
+    whole, flags = experiment_folder / COMMANDS[command], ("--data", data, "--workers", 0)
+    small = ("--image-size", 32, "--num-frames", 3)
+    assert tokenmix(command, "evaluate", whole, *flags, *small)[0] == 0
+    best = trained / command / "best.safetensors"
+    own = ("--image-size", 32, "--num-frames", 2)
+    assert tokenmix(command, "evaluate", best, *flags, *own)[0] == 0
+    for flag, was, given in (("--image-size", 32, 48), ("--num-frames", 2, 3)):
+        assert refused(command, "evaluate", best, *flags, flag, given) == (
+            f"{best} was trained with {flag} {was}, got {given}: leave it out"
+        )
+    sentence = refused(command, "evaluate", whole, *flags, "--model", whole)
+    assert sentence == f"{whole} is a whole model: leave --model {whole} out"
+    if command == "caption":
+        good = data.parent / "videos" / "video0.mp4"
+        assert tokenmix("caption", "predict", whole, good, *small)[0] == 0
+
+
 def test_predicting_goes_on_after_a_file_that_cannot_be_read(tokenmix, trained, data, tmp_path):
     good = data.parent / "videos" / "video0.mp4"
     bad = tmp_path / "bad.mp4"
@@ -292,7 +387,7 @@ def test_a_model_that_was_moved(
 
 
 def test_a_named_tokenizer_goes_with_the_checkpoint(
-    tokenmix, training, experiment_folder, data, tmp_path
+    tokenmix, refused, training, experiment_folder, data, tmp_path
 ):
     words, home, new = tmp_path / "words", tmp_path / "model", tmp_path / "elsewhere"
     shutil.copytree(experiment_folder / "captioning", home)
@@ -306,6 +401,14 @@ def test_a_named_tokenizer_goes_with_the_checkpoint(
     good = data.parent / "videos" / "video0.mp4"
     last = out / "last.safetensors"
     assert tokenmix("caption", "predict", last, good, "--model", new)[0] == 0
+    moved = words.rename(tmp_path / "moved")
+    for command in (
+        ("predict", last, good),
+        ("evaluate", last, "--data", data, "--workers", 0),
+        ("export", last, tmp_path / "whole"),
+    ):
+        assert str(words) in refused("caption", *command, "--model", new)
+        assert tokenmix("caption", *command, "--model", new, "--tokenizer", moved)[0] == 0
 
 
 def test_a_checkpoint_with_settings_of_another_version(refused, trained, data, tmp_path):

@@ -581,6 +581,24 @@ def test_merged_lora_is_a_plain_tower_with_the_same_outputs(settings):
     assert max_error(tokens(captioner, clip()), output) < 1e-11
 
 
+def test_a_layer_that_was_split_for_lora_keeps_no_packed_copy_and_is_not_put_back():
+    captioner = tiny_captioner(depth=DEPTH)
+    layers = captioner.encoder.layers
+    packed = weakref.ref(layers[0].self_attn.qkv.weight)
+    apply(captioner, Tuning("lora", layers=(0,)))
+    gc.collect()
+    assert packed() is None
+    attention = [layer.self_attn for layer in layers]
+    for change in (unmix_tokens, mix_tokens):
+        with pytest.raises(ValueError, match="BlipAttention cannot be put back: its 'qkv' was"):
+            change(
+                captioner.encoder.vision_model,
+                **({"layers": "all"} if change is mix_tokens else {}),
+            )
+        assert [layer.self_attn for layer in layers] == attention
+    assert tokens(captioner, clip()).isfinite().all()
+
+
 def test_lora_leaves_the_keys_alone():
     captioner = trained(tuned("lora", layers=(0,)))
     width = 24

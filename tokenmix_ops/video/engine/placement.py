@@ -21,7 +21,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tokenmix_ops.video.engine.settings import Training
 
-
 PATIENCE = timedelta(hours=12)
 """How long a process waits for another, which may be downloading a model or scoring captions.
 
