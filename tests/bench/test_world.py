@@ -35,7 +35,8 @@ def test_rows_come_out_and_go_on_where_they_stopped(tmp_path, monkeypatch):
     ]
     for row in rows:
         figures = [row[name] for name in ("motion", "order", "R@1", "BLEU-4") if name in row]
-        assert len(figures) == 2 and all(0 <= figure <= 100 for figure in figures)
+        assert len(figures) == 2
+        assert all(0 <= figure <= 100 for figure in figures)
     table = TABLES["world"](rows)
     assert "| captioning, tuned by | motion | BLEU-4 | CIDEr | minutes |" in table
     assert table.count("spatial (P)") == 2

@@ -26,7 +26,7 @@ NEEDED = {
     "test_parameters.py": ("peft", "transformers"),
     "test_ranking.py": ("transformers",),
     "test_retrieval.py": ("transformers",),
-    "test_retrieval_processes.py": ("transformers",),
+    "test_retrieval_processes.py": ("accelerate", "transformers"),
     "test_shapes.py": ("av",),
     "test_text.py": ("transformers",),
     "test_tuning.py": ("peft", "transformers"),

@@ -34,7 +34,7 @@ from tokenmix_ops.video.experiments.evaluating import (
     open_model,
 )
 from tokenmix_ops.video.experiments.running import run
-from tokenmix_ops.video.experiments.settings import Captioning, Contrast, Retrieval, Videos
+from tokenmix_ops.video.experiments.settings import Captioning, Contrast, Opening, Retrieval, Videos
 from tokenmix_ops.video.retrieval import VideoRetriever
 from tokenmix_ops.video.text import CaptionTokenizer
 from tokenmix_ops.video.tuning.settings import Tuning
@@ -92,7 +92,7 @@ def measure(
             about = {"suite": "world", "task": task, "contender": name, "minutes": minutes}
             return {**about, **figures, "world": dataclasses.asdict(world), **environment()}
 
-        yield row("nothing yet", _figures(task, str(base), data), 0.0)
+        yield row("nothing yet", _figures(task, str(base), data, Opening(num_frames=8)), 0.0)
         for name in contenders:
             out = folder / task / re.sub(r"\W+", "-", name).strip("-")
             experiment = _experiment(
@@ -101,7 +101,8 @@ def measure(
             experiment = replace(experiment, model=str(base), tuning=CONTENDERS[name])
             console.print(f"{task}, {name}")
             run(experiment, out, resume=_begun(out), console=console)
-            yield row(name, _figures(task, str(out / "best.safetensors"), data), _minutes(out))
+            best = str(out / "best.safetensors")
+            yield row(name, _figures(task, best, data, Opening()), _minutes(out))
 
 
 def _experiment(
@@ -175,10 +176,12 @@ def _words(folder: Path) -> Path:
     return words
 
 
-def _figures(task: Task, checkpoint: str, data: Path) -> dict[str, float]:
+def _figures(task: Task, checkpoint: str, data: Path, opening: Opening) -> dict[str, float]:
     manifest = read_manifest(data)
     if task == "captioning":
-        scores, captions = evaluate_captions(checkpoint, data, None, "test", workers=0)
+        scores, captions = evaluate_captions(
+            checkpoint, data, None, "test", opening=opening, workers=0
+        )
         assert scores is not None
         right = {v.video_id: motion_of(v.captions[0]) for v in manifest.of_split("test")}
         said = {name: motion_of(caption) for name, caption in captions.items()}
@@ -187,13 +190,13 @@ def _figures(task: Task, checkpoint: str, data: Path) -> dict[str, float]:
             "BLEU-4": scores["BLEU-4"],
             "motion": 100 * sum(said[name] == right[name] for name in right) / len(right),
         }
-    figures = evaluate_ranking(checkpoint, data, None, "test", workers=0)
+    figures = evaluate_ranking(checkpoint, data, None, "test", opening=opening, workers=0)
     assert figures is not None
     return {
         "R@1": figures["t2v R@1"],
         "R@5": figures["t2v R@5"],
         "rsum": figures["rsum"],
-        "order": 100 * order_accuracy(checkpoint, manifest),
+        "order": 100 * order_accuracy(checkpoint, manifest, opening),
     }
 
 
@@ -206,9 +209,9 @@ def motion_of(caption: str) -> str | None:
 
 
 @torch.no_grad()
-def order_accuracy(checkpoint: str, manifest: Manifest) -> float:
+def order_accuracy(checkpoint: str, manifest: Manifest, opening: Opening) -> float:
     """How often a test clip is nearer to its caption than to the one that says the reverse."""
-    loaded, _ = open_model(checkpoint, Retrieval())
+    loaded, _ = open_model(checkpoint, Retrieval(), opening)
     retriever = loaded.model
     assert isinstance(retriever, VideoRetriever)
     encoder = retriever.encoder

@@ -100,7 +100,7 @@ def run(
     # The first process writes, a small model and what was downloaded too; the others then read.
     with raised_on_all():
         if main:
-            loaded = start(experiment, captions, out)
+            loaded = start(experiment, captions, out, anew=not resume)
             out.mkdir(parents=True, exist_ok=True)
             replace_text(out / EXPERIMENT_FILE, as_yaml(experiment))
     with raised_on_all():
