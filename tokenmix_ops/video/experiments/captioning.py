@@ -6,20 +6,19 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
 
 from tokenmix_ops.video.captioning import VideoCaptioner
 from tokenmix_ops.video.checkpoints import save_updated
-from tokenmix_ops.video.data.dataset import Clips, collate
+from tokenmix_ops.video.data.dataset import collate
 from tokenmix_ops.video.data.manifest import Manifest
 from tokenmix_ops.video.engine.progress import Progress
 from tokenmix_ops.video.experiments.building import Loaded
 from tokenmix_ops.video.experiments.files import plain
 from tokenmix_ops.video.experiments.settings import Captioning, Decoding
+from tokenmix_ops.video.experiments.splits import split_clips
 from tokenmix_ops.video.metrics.captions import caption_scores, scorers
 from tokenmix_ops.video.text import CaptionTokenizer, clean_caption
 
@@ -110,17 +109,7 @@ def caption_split(
     """Captions of a split's videos by id, shared out among the processes; all get all of them."""
     model = loaded.model
     assert isinstance(model, VideoCaptioner)
-    clips = Clips(
-        manifest, split, num_frames=model.encoder.num_frames, size=model.encoder.image_size
-    )
-    own = range(accelerator.process_index, len(clips), accelerator.num_processes)
-    loader: DataLoader[dict[str, Any]] = DataLoader(
-        Subset(clips, own),
-        batch_size=experiment.training.batch_size,
-        num_workers=experiment.training.workers,
-        collate_fn=collate,
-        generator=torch.Generator(),
-    )
+    clips, loader = split_clips(manifest, split, model.encoder, experiment.training, accelerator)
     training = model.training
     model.eval()
     captions: list[tuple[str, str]] = []

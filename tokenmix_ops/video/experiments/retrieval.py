@@ -9,15 +9,15 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
 
 from tokenmix_ops.video.checkpoints import save_updated
-from tokenmix_ops.video.data.dataset import Clips, collate
+from tokenmix_ops.video.data.dataset import collate
 from tokenmix_ops.video.data.manifest import Manifest
 from tokenmix_ops.video.engine.progress import Progress
 from tokenmix_ops.video.experiments.building import Loaded
 from tokenmix_ops.video.experiments.files import plain
 from tokenmix_ops.video.experiments.settings import Retrieval
+from tokenmix_ops.video.experiments.splits import split_clips
 from tokenmix_ops.video.metrics.retrieval import retrieval_scores
 from tokenmix_ops.video.retrieval import RetrievalTraining, Scores, VideoRetriever, rank
 from tokenmix_ops.video.text import CaptionTokenizer, clean_caption
@@ -99,20 +99,10 @@ def rank_split(
     """Retrieval figures of a split, its videos shared out among the processes."""
     model = loaded.model
     assert isinstance(model, VideoRetriever)
-    clips = Clips(
-        manifest, split, num_frames=model.encoder.num_frames, size=model.encoder.image_size
-    )
+    clips, loader = split_clips(manifest, split, model.encoder, experiment.training, accelerator)
     pairs = [(row, text) for row, video in enumerate(clips.videos) for text in video.captions]
     if not pairs:
         raise ValueError(f"no video of split {split!r} has a text to be found by")
-    own = range(accelerator.process_index, len(clips), accelerator.num_processes)
-    loader: DataLoader[dict[str, Any]] = DataLoader(
-        Subset(clips, own),
-        batch_size=experiment.training.batch_size,
-        num_workers=experiment.training.workers,
-        collate_fn=collate,
-        generator=torch.Generator(),
-    )
     texts = [clean_caption(text) for _, text in pairs]
 
     def track(items: Iterable[Item], description: str) -> Iterable[Item]:
