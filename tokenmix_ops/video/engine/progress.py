@@ -80,24 +80,23 @@ class Progress:
             left = timedelta(seconds=round(each * (self.total - self.done)))
             self.say(f"{epoch}, update {self.done} of {self.total}: {text}, {left} left")
 
-    def track(
-        self, items: Iterable[Item], description: str, total: int | None = None
-    ) -> Iterator[Item]:
+    def track(self, items: Iterable[Item], description: str) -> Iterator[Item]:
         """Gives the items on, and shows how many; for evaluations."""
-        part = self.bar.add_task(
-            description, total=total if total is not None else _length(items), text=""
-        )
-        began = time.monotonic()
-        count = 0
+        total = _length(items)
+        part = self.bar.add_task(description, total=total, text="")
+        began = line = time.monotonic()
         try:
             for count, item in enumerate(items, 1):
                 yield item
                 self.bar.update(part, completed=count)
+                now = time.monotonic()
+                if not self.live and now - line >= SECONDS_BETWEEN_LINES:
+                    line = now
+                    of_all = "" if total is None else f" of {total}"
+                    seconds = timedelta(seconds=round(now - began))
+                    self.say(f"{description}: {count}{of_all} in {seconds}")
         finally:
             self.bar.remove_task(part)
-        seconds = time.monotonic() - began
-        if not self.live and seconds >= SECONDS_BETWEEN_LINES:
-            self.say(f"{description}: {count} in {timedelta(seconds=round(seconds))}")
 
 
 def _length(items: object) -> int | None:
