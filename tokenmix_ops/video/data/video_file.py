@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import av
 from av.container import InputContainer
@@ -29,6 +29,10 @@ _MAX_REORDER = 16
 # FFmpeg reads these as video although they are text, or text that names other files.
 _TEXT_FORMATS = {"tty", "concat"}
 _TRUNCATION_SECONDS = 1.0
+# PyAV 19 does so unasked, and has no such argument.
+_LENIENT: dict[str, Any] = (
+    {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
+)
 
 _Chooser = Callable[[int, Sequence[float] | None], dict[int, list[int]]]
 
@@ -112,7 +116,7 @@ def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         raise ClipError(f"{path}: is empty")
     # The prefix keeps FFmpeg from taking a name with a colon for a protocol, and tags in an
     # unknown encoding are no reason to refuse a video.
-    with av.open(f"file:{path}", metadata_errors="replace") as container:
+    with av.open(f"file:{path}", **_LENIENT) as container:
         if container.format.name in _TEXT_FORMATS:
             raise ClipError(f"{path}: is text, not a video")
         cover, default = Disposition.attached_pic, Disposition.default
