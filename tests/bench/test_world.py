@@ -38,7 +38,7 @@ def test_rows_come_out_and_go_on_where_they_stopped(tmp_path, monkeypatch):
         assert len(figures) == 2
         assert all(0 <= figure <= 100 for figure in figures)
     table = TABLES["world"](rows)
-    assert "| captioning, tuned by | motion | BLEU-4 | CIDEr | minutes |" in table
+    assert "| captioning, tuned by | motion | BLEU-4 | CIDEr | epochs | rate | minutes |" in table
     assert table.count("spatial (P)") == 2
 
     def fail(*_, **__):

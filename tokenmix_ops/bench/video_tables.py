@@ -25,12 +25,15 @@ def world_table(rows: Sequence[Row]) -> str:
         of_task = [row for row in rows if row["task"] == task]
         if not of_task:
             continue
-        lines += [f"| {task}, tuned by | " + " | ".join(columns) + " | minutes |"]
-        lines.append("|---|" + "---:|" * (len(columns) + 1))
+        lines += [f"| {task}, tuned by | " + " | ".join(columns) + " | epochs | rate | minutes |"]
+        lines.append("|---|" + "---:|" * (len(columns) + 3))
         for row in of_task:
             figures = " | ".join(f"{row[column]:.1f}" for column in columns)
-            minutes = f"{row['minutes']:.0f}" if row["minutes"] else ""
-            lines.append(f"| {row['contender']} | {figures} | {minutes} |")
+            effort = " | | "
+            if row["minutes"]:
+                epochs, rate = row["world"]["epochs"], row["world"]["learning_rate"]
+                effort = f" {epochs} | {rate:g} | {row['minutes']:.0f} "
+            lines.append(f"| {row['contender']} | {figures} |{effort}|")
         lines.append("")
     row = rows[0]
     world = row["world"]
@@ -39,8 +42,8 @@ def world_table(rows: Sequence[Row]) -> str:
         "clip is nearer to its caption than to the one that says the reverse; chance is 50. Who "
         "cannot see the order of frames may still see the axis of a motion, and name the right "
         "motion half of the time. "
-        f"{world['clips']} clips, {world['epochs']} epochs, after {world['still_epochs']} on still "
-        f"frames, all in float32; one run each, other work on the machine. {row['hardware']}, "
+        f"{world['clips']} clips, after {world['still_epochs']} epochs on still frames of "
+        f"{world['stills']}; one run each, with other work on the machine. {row['hardware']}, "
         f"PyTorch {row['torch']}, tokenmix_ops {row['tokenmix_ops']} at {row['commit']}, "
         f"{row['date']}."
     )

@@ -46,6 +46,8 @@ CONTENDERS = {
     "spatial (P)": Tuning("spatial"),
     "st_adapter": Tuning("st_adapter"),
     "temporal": Tuning("temporal"),
+    "token_mixing (F)": Tuning("token_mixing", everything=True),
+    "spatial (F)": Tuning("spatial", everything=True),
 }
 REVERSED = {"left": "right", "right": "left", "up": "down", "down": "up"}
 _ENDS = {"left": "left", "right": "right", "top": "up", "bottom": "down"}
