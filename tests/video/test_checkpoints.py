@@ -209,6 +209,7 @@ def test_an_export_is_a_whole_model_of_transformers(tmp_path, method, task):
     assert not info["unexpected_keys"]
     noted = json.loads((folder / "config.json").read_text())["tokenmix"]
     assert noted["num_frames"] == FRAMES
+    assert f"mix_tokens(model.vision_model, {FRAMES}, " in (folder / "README.md").read_text()
     assert noted["layers"] == ([1] if method == "token_mixing" else [])
     if noted["layers"]:
         mix_tokens(plain.vision_model, FRAMES, noted["mixing"], noted["layers"])

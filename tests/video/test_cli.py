@@ -46,7 +46,8 @@ def test_shapes_writes_a_world(capsys, tmp_path):
         capsys, "data", "shapes", str(tmp_path / "w"), "--videos", "2", "--size", "32"
     )
     assert status == 0
-    assert out.strip() == str(tmp_path / "w" / "annotations.json")
+    names = ("annotations.json", "videos.jsonl")
+    assert out.split() == [str(tmp_path / "w" / name) for name in names]
     assert len(list((tmp_path / "w" / "videos").iterdir())) == 2
 
 

@@ -567,6 +567,15 @@ def test_resume_and_the_folder_must_agree(tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+def test_a_run_that_saved_nothing_can_be_begun_again(tmp_path):
+    (tmp_path / "state").mkdir()
+    (tmp_path / "log.jsonl").write_text('{"kind": "update", "update": 1, "loss": 9}\n')
+    run(tmp_path, max_steps=2)
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    updates = [json.loads(line)["update"] for line in lines if "learning_rate" in line]
+    assert updates == [1, 2]
+
+
 def test_what_cannot_be_trained(tmp_path):
     task = ToyTask()
     task.model.requires_grad_(False)

@@ -154,8 +154,7 @@ def _pretrained(folder: Path, task: Task, world: World, console: Console) -> Pat
 
 def _begun(out: Path) -> bool:
     """Whether there is a training to go on with."""
-    store = Store(out)
-    return store.log.exists() or store.states.exists()
+    return Store(out).log.exists()
 
 
 def _minutes(out: Path) -> float:

@@ -200,6 +200,13 @@ def export(model: TaskModel, folder: str | os.PathLike[str], tokenizer: Any | No
         whole.save_pretrained(unfinished)
         if tokenizer is not None:
             tokenizer.save(unfinished)
+        card = _CARD.format(
+            name=folder.name,
+            task=task_of(model),
+            command="caption" if task_of(model) == "captioning" else "retrieval",
+            **whole.config.tokenmix,
+        )
+        (unfinished / "README.md").write_text(card, encoding="utf-8")
     return folder
 
 
@@ -219,6 +226,25 @@ def complete_folder(folder: Path) -> Iterator[Path]:
         if folder.exists():
             folder.rmdir()
         unfinished.replace(folder)
+
+
+_CARD = """# {name}
+
+A BLIP model for video {task}, of {num_frames} frames a video; layers that mix tokens across frames:
+{layers}, {mixing}.
+
+With tokenmix_ops it works as it is: `tokenmix {command} evaluate {name} --data videos.jsonl`.
+
+transformers loads it, but its own attention stays within frames, and its `generate` captions each
+frame by itself. So make the layers above mix, if there are any, with the frames of a video in a row
+in the batch, and join them before the text model reads them:
+
+```python
+tokenmix_ops.mix_tokens(model.vision_model, {num_frames}, "{mixing}", {layers})
+frames = model.vision_model(pixel_values=pixels).last_hidden_state  # [batch * {num_frames}, ...]
+video = frames.unflatten(0, (-1, {num_frames})).flatten(1, 2)  # the text's encoder_hidden_states
+```
+"""
 
 
 def mixing_layers(model: TaskModel) -> tuple[int, ...]:

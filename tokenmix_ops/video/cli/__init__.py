@@ -161,6 +161,7 @@ def shapes(
             progress=lambda done: bars.update(task, completed=done),
         )
     print(path)
+    print(path.with_name("videos.jsonl"))
 
 
 def params(
@@ -220,7 +221,7 @@ def _app(arguments: list[str]) -> SubcommandApp:
         app.command(function)
     data = SubcommandApp()
     data.command(shapes)
-    app.command(data, name="data", help="Makes and checks video data.")
+    app.command(data, name="data", help="Makes video data.")
 
     def default(command: str) -> Any:
         return training.default_experiment(command, arguments if command in arguments[:1] else [])

@@ -34,14 +34,15 @@ class Store:
 
     def check(self, resume: bool) -> None:
         """Raises ValueError if there is a training and none is wanted, or the other way round."""
-        run = (self.log, self.figures, self.last, self.states)
-        there = next((path for path in run if path.exists()), None)
+        done = (self.figures, self.last, *map(self.folder, self.updates()))
+        there = next((path for path in done if path.exists()), None)
         if there and not resume:
             raise ValueError(
                 f"{self.out} holds a training already ({there.name}): pass --resume to go on with "
                 "it, or choose another --out"
             )
-        if resume and not there:
+        # One that ended before its first state was saved can be begun again either way.
+        if resume and not there and not self.log.exists():
             raise ValueError(
                 f"{self.out} holds no training to resume: leave --resume out to start one"
             )

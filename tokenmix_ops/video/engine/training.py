@@ -289,7 +289,7 @@ class _Run:
                 self.log.add("evaluation", {"split": self.select_on, **figures})
                 shown = {f"{self.select_on}/{name}": value for name, value in found.items()}
                 self.accelerator.log(shown, step=self.update)
-                numbers = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
+                numbers = ", ".join(f"{name} {value:.2f}" for name, value in found.items())
                 self.progress.say(f"epoch {epoch}, {self.select_on}: {numbers}")
             if best:
                 self.best = figures

@@ -118,7 +118,9 @@ def start(
             )
     apply(loaded.model, experiment.tuning)
     _check_mixing(loaded.model, name)
-    return loaded._replace(name=f"./{TINY_FOLDER}" if experiment.tiny else experiment.model)
+    # A path has to be found from wherever the checkpoint is used.
+    here = Path(name).resolve() if Path(name).exists() else name
+    return loaded._replace(name=f"./{TINY_FOLDER}" if experiment.tiny else str(here))
 
 
 def load_checkpoint(
@@ -134,13 +136,21 @@ def load_checkpoint(
     tiny = bool(description.settings.get("tiny"))
     if model is None and tiny:
         name = str(Path(path).parent / name)
-    loaded = load_image_model(
-        cast(Task, description.task),
-        name,
-        num_frames=description.num_frames,
-        image_size=description.image_size,
-        tokenizer=tokenizer or (None if tiny else description.settings.get("tokenizer")),
-    )
+    try:
+        loaded = load_image_model(
+            cast(Task, description.task),
+            name,
+            num_frames=description.num_frames,
+            image_size=description.image_size,
+            tokenizer=tokenizer or (None if tiny else description.settings.get("tokenizer")),
+        )
+    except ValueError as error:
+        if model is not None or Path(name).exists():
+            raise
+        raise ValueError(
+            f"{path} was tuned from {name}, which is not found from here; --model says where it "
+            f"is: {error}"
+        ) from error
     load_updated(loaded.model, path)
     loaded.model.eval()
     return loaded._replace(name=description.model), description

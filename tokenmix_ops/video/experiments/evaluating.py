@@ -133,9 +133,12 @@ def export_checkpoint(
 def open_model(checkpoint: str, default: E, opening: Opening = _AS_IT_IS) -> tuple[Loaded, E]:
     """A checkpoint with its experiment, or a whole model with the default one.
 
-    Raises ValueError if it is of another task, not to be found, or not to be opened like that.
+    ``checkpoint`` may be a training's folder, for the best one in it. Raises ValueError if it is of
+    another task, not to be found, or not to be opened like that.
     """
     task: Task = "captioning" if isinstance(default, Captioning) else "retrieval"
+    best = Path(checkpoint) / "best.safetensors"
+    checkpoint = str(best) if best.is_file() else checkpoint
     if Path(checkpoint).suffix != ".safetensors":
         if opening.model is not None:
             raise ValueError(f"{checkpoint} is a whole model: leave --model {opening.model} out")

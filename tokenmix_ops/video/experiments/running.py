@@ -35,7 +35,10 @@ def open_data(videos: Videos, *splits: str) -> Manifest:
             "no data given: pass --data FILE.jsonl, with one video a line (video, video_id, "
             "captions, split); tokenmix data shapes FOLDER writes a small one to try"
         )
-    manifest = read_manifest(videos.data, videos.root)
+    try:
+        manifest = read_manifest(videos.data, videos.root)
+    except OSError as error:
+        raise ValueError(f"--data {videos.data} cannot be read: {error.strerror}") from error
     for split in splits:
         absent = missing(manifest, split)
         if absent:
