@@ -44,8 +44,8 @@ def world_table(rows: Sequence[Row]) -> str:
         "motion half of the time. "
         f"{world['clips']} clips, after {world['still_epochs']} epochs on still frames of "
         f"{world['stills']}; one run each, with other work on the machine. {row['hardware']}, "
-        f"PyTorch {row['torch']}, tokenmix_ops {row['tokenmix_ops']} at {row['commit']}, "
-        f"{row['date']}."
+        f"PyTorch {row['torch']}, tokenmix_ops {row['tokenmix_ops']}, row by row at "
+        f"{', '.join(row['commit'] for row in rows)}, {row['date']}."
     )
     return "\n".join(lines)
 
