@@ -35,6 +35,7 @@ FLOORS = (
     ("video.checkpoints", "video.parameters"),
     ("video.engine",),
     ("video.experiments",),
+    ("video.search",),
     ("bench",),
     ("video.demo",),
     ("video.cli",),

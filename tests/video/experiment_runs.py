@@ -165,5 +165,5 @@ def rank(index, port, jobs):
     best = str(folder / "command" / "best.safetensors")
     with (folder / f"printed{index}").open("w") as printed, redirect_stdout(printed):
         cli.main(["caption", "train", *again, *data])
-        cli.main(["caption", "evaluate", best, "--split", "val", *data])
+        cli.main(["caption", "evaluate", best, "--split", "val", "--no-meteor", *data])
     torch.distributed.destroy_process_group()

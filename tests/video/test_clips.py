@@ -67,6 +67,13 @@ def test_rotation(tmp_path, quarters):
     assert torch.equal(turned, upright.rot90(quarters, (2, 3)))
 
 
+def test_frames_have_8_bits_a_channel(tmp_path):
+    clip = read_clip(write_video(tmp_path / "a.mp4"), 3, (30, 50))
+    levels = (clip * 255).round()
+    assert torch.equal(levels / 255, clip)
+    assert len(levels.unique()) > 100
+
+
 COLOURS = {
     "red": (200, 60, 30),
     "green": (20, 180, 90),
@@ -123,6 +130,10 @@ def test_colour(tmp_path, colour, matrix, full_range, depth):
         ({"start": 2, "end": 2}, "end is 2, it must be in seconds, more than start, 2"),
         ({"end": 0}, "end is 0, it must be in seconds, more than start, 0"),
         ({"end": float("nan")}, "end is nan, it must be in seconds"),
+        ({"fps": 0}, "fps is 0, it must be in frames a second, above 0"),
+        ({"fps": -4.0}, "fps is -4.0, it must be"),
+        ({"fps": float("nan")}, "fps is nan, it must be"),
+        ({"fps": float("inf")}, "fps is inf, it must be"),
     ],
 )
 def test_argument_errors(arguments, message):

@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader, Subset
 
+from tokenmix_ops.video.data.cache import FrameCache
 from tokenmix_ops.video.data.clips import ClipError, normalize_clip, read_clip
 from tokenmix_ops.video.data.dataset import CaptionedClips, Clips, collate
 from tokenmix_ops.video.data.manifest import read_manifest
@@ -85,6 +86,30 @@ def test_workers_that_live_on_give_the_same_batches(manifest):
     )
 
 
+def loaded(items, batches=None, **options):
+    """What a loader gives, as hashable items."""
+    generator = torch.Generator().manual_seed(0)
+    loader = DataLoader(items, None, sampler=batches, generator=generator, **options)
+    return [
+        (item["video"], item.get("caption"), item["pixels"].numpy().tobytes()) for item in loader
+    ]
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_workers_of_either_start_read_the_same_with_and_without_a_cache(manifest, tmp_path, start):
+    options = {"num_frames": 3, "size": 24, "fps": 4}
+    plain = [Clips(manifest, "train", **options), CaptionedClips(manifest, "train", **options)]
+    wanted = [item for clips in plain for item in loaded(clips)]
+    cache = FrameCache(tmp_path, 1 << 30)
+    cached = [kind(manifest, "train", cache=cache, **options) for kind in (Clips, CaptionedClips)]
+    # What is in the cache, what two workers add to it, and what is not there.
+    loaded(Subset(cached[0], range(3)))
+    items = ConcatDataset([*plain, *cached, *cached])
+    found = loaded(items, num_workers=2, multiprocessing_context=start)
+    assert found == [*wanted, *wanted, *wanted]
+    assert len(list(tmp_path.glob("??/*.frames"))) == 16
+
+
 def test_evaluation_reads_every_video_once(manifest):
     clips = Clips(manifest, "val", num_frames=4, size=(16, 24))
     batch = collate([clips[row] for row in range(len(clips))])
@@ -123,6 +148,8 @@ def test_a_clip_that_cannot_be_read_is_named(tmp_path):
 def test_what_cannot_be_is_refused_before_anything_is_read(manifest, tmp_path):
     with pytest.raises(ValueError, match="num_frames is 0"):
         captioned(manifest, num_frames=0)
+    with pytest.raises(ValueError, match="fps is 0"):
+        captioned(manifest, fps=0)
     path = tmp_path / "m.jsonl"
     path.write_text('{"video": "a", "video_id": "a", "captions": [], "split": "val"}')
     with pytest.raises(ValueError, match="'val', whose videos have no captions"):

@@ -62,7 +62,8 @@ def test_a_file_is_the_recipe_and_a_delta(file):
     }  # fmt: skip
     assert read["drop_path"] == drop_path
     assert read["videos"] == {
-        "data": None, "root": None, "num_frames": 8, "image_size": 224, "select_on": "val"
+        "data": None, "root": None, "num_frames": 8, "image_size": 224, "select_on": "val",
+        "strict": False, "max_unreadable": 0.1, "fps": None, "cache": None, "cache_gib": 50.0,
     }  # fmt: skip
     assert (read["tiny"], read["tokenizer"]) == (False, None)
     for setting, value in {
@@ -116,7 +117,9 @@ switches = st.none() | st.booleans()
 many = st.integers(1, 10**6)
 amounts = st.floats(1e-12, 1e6)
 videos = settings(
-    Videos, data=paths, root=paths, num_frames=many, select_on=st.sampled_from(["val", "none"])
+    Videos, data=paths, root=paths, num_frames=many, select_on=st.sampled_from(["val", "none"]),
+    strict=st.booleans(), max_unreadable=st.floats(0, 0.99), cache=paths,
+    fps=st.none() | st.floats(0.1, 60), cache_gib=st.floats(0.1, 1e4),
 )
 tunings = settings(
     Tuning,

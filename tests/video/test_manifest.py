@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 
 import pytest
 from hypothesis import given
@@ -10,9 +11,11 @@ from hypothesis import strategies as st
 from tokenmix_ops.video.data.manifest import (
     SPLITS,
     Manifest,
+    Problem,
     Video,
     missing,
     read_manifest,
+    summary,
     write_manifest,
 )
 
@@ -98,15 +101,6 @@ HOSTILE = {
     "number": ({**GOOD, "video_id": 7}, r"video_id must be a string that is not blank, got 7"),
     "bare caption": ({**GOOD, "captions": "dog"}, r"captions must be a list of strings, got 'dog'"),
     "caption": ({**GOOD, "captions": [1]}, r"captions must be a list of strings, got \(1,\)"),
-    "no captions": (
-        {**GOOD, "captions": []},
-        r"a video for training needs captions, and none of them blank",
-    ),
-    "blank caption": ({**GOOD, "captions": ["a", "\t"]}, r"a video for training needs captions"),
-    "split": (
-        {**GOOD, "split": "validate"},
-        r"split must be one of train, val, test, got 'validate'",
-    ),
     "split's type": ({**GOOD, "split": ["train"]}, r"split must be one of"),
     "start": ({**GOOD, "start": -1}, r"start must be in seconds, 0 or more, got -1"),
     "a flag": ({**GOOD, "start": True}, r"start must be in seconds"),
@@ -115,19 +109,127 @@ HOSTILE = {
     "a string": ({**GOOD, "end": "3"}, r"end must be in seconds, 0 or more, got '3'"),
     "order": ({**GOOD, "start": 3, "end": 3}, r"end must be more than start, 3, got 3"),
     "end": ({**GOOD, "end": 0}, r"end must be more than start, 0, got 0"),
-    "twice": ({**GOOD, "video_id": "first"}, r"video_id 'first' stands in line 1 already"),
+    "an unknown split's span": ({**GOOD, "split": "x", "end": 0}, r"end must be more than start"),
+    "nothing said": ({**GOOD, "captions": [], "video": ""}, r"video must be a string"),
 }
+
+
+def three_lines(tmp_path, line):
+    path = tmp_path / "videos.jsonl"
+    line = line if isinstance(line, str) else json.dumps(line)
+    path.write_text(lines({**GOOD, "video_id": "first"}) + "\n" + line + "\n" + lines(GOOD))
+    return path
 
 
 @pytest.mark.parametrize("case", HOSTILE)
 def test_errors_name_file_and_line(tmp_path, case):
     line, reason = HOSTILE[case]
+    path = three_lines(tmp_path, line)
+    for strict in (False, True):
+        with pytest.raises(ValueError, match=rf"^{re.escape(str(path))}, line 3: {reason}") as e:
+            read_manifest(path, strict=strict)
+        assert len(str(e.value)) < 400
+
+
+OTHER = {**GOOD, "video_id": "b"}
+# The line, the captions that are left of it, and the kinds and texts of its problems.
+PROBLEMS = {
+    "no captions": (
+        {**OTHER, "captions": []},
+        None,
+        [("no captions", "video_id 'b': a video for training needs captions")],
+    ),
+    "blank caption": (
+        {**OTHER, "captions": ["", "a", "\t"]},
+        ("a",),
+        [
+            ("empty caption", "video_id 'b': caption 0 is blank"),
+            ("empty caption", "video_id 'b': caption 2 is blank"),
+        ],
+    ),
+    "only blank": (
+        {**OTHER, "captions": [" "]},
+        None,
+        [
+            ("empty caption", "video_id 'b': caption 0 is blank"),
+            ("no captions", "video_id 'b': a video for training needs captions"),
+        ],
+    ),
+    "only blank, for testing": (
+        {**OTHER, "split": "test", "captions": [" "]},
+        (),
+        [("empty caption", "video_id 'b': caption 0 is blank")],
+    ),
+    "split": (
+        {**OTHER, "split": "validate"},
+        None,
+        [
+            (
+                "unknown split",
+                "video_id 'b': split must be one of train, val, test, got 'validate'",
+            )
+        ],
+    ),
+    "twice": (
+        {**OTHER, "video_id": "first", "captions": ["another"]},
+        None,
+        [("duplicate", "video_id 'first' stands in line 1 already")],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PROBLEMS)
+def test_problems_are_listed_and_fatal_if_asked(tmp_path, case):
+    line, captions, found = PROBLEMS[case]
+    path = three_lines(tmp_path, line)
+    manifest = read_manifest(path)
+    kept = {video.video_id: video.captions for video in manifest.videos}
+    wanted = {"first": ("a dog runs",), "b": captions, "a": ("a dog runs",)}
+    assert kept == {name: texts for name, texts in wanted.items() if texts is not None}
+    assert manifest.problems == tuple(Problem(kind, "line 3", what) for kind, what in found)
+    first = re.escape(f"{path}, line 3: {found[0][1]}")
+    with pytest.raises(ValueError, match=rf"^{first}$"):
+        read_manifest(path, strict=True)
+
+
+def test_a_line_left_out_does_not_take_the_place_of_another(tmp_path):
     path = tmp_path / "videos.jsonl"
-    line = line if isinstance(line, str) else json.dumps(line)
-    path.write_text(lines({**GOOD, "video_id": "first"}) + "\n" + line + "\n" + lines(GOOD))
-    with pytest.raises(ValueError, match=rf"^{re.escape(str(path))}, line 3: {reason}") as caught:
-        read_manifest(path)
-    assert len(str(caught.value)) < 400
+    path.write_text(lines({**GOOD, "split": "dev"}, GOOD, GOOD))
+    manifest = read_manifest(path)
+    assert [video.split for video in manifest.videos] == ["train"]
+    assert [(problem.kind, problem.where) for problem in manifest.problems] == [
+        ("unknown split", "line 1"),
+        ("duplicate", "line 3"),
+    ]
+    assert manifest.problems[1].what == "video_id 'a' stands in line 2 already"
+
+
+def test_a_summary_counts_by_kind():
+    kinds = ["duplicate", "no captions", "duplicate", "empty caption", "no captions"]
+    problems = [Problem(kind, "line 1", "") for kind in kinds]
+    assert summary(problems) == "2 duplicates, 2 videos without captions, 1 empty caption"
+    assert summary(problems[1:2] * 1234) == "1,234 videos without captions"
+    assert summary(problems[1:2]) == "1 video without captions"
+    assert summary([]) == ""
+
+
+def test_time_grows_with_the_number_of_lines_alone(tmp_path):
+    """Also where every line has a problem."""
+    path = tmp_path / "videos.jsonl"
+    seconds = []
+    for count in (10_000, 80_000):
+        with path.open("w") as file:
+            for i in range(count // 2):
+                one = {**GOOD, "video_id": f"video{i}"}
+                file.write(lines(one, {**one, "captions": ["", "again"]}))
+        start = time.process_time()
+        manifest = read_manifest(path)
+        seconds.append(time.process_time() - start)
+        assert len(manifest.videos) == count // 2
+        assert summary(manifest.problems) == (
+            f"{count // 2:,} empty captions, {count // 2:,} duplicates"
+        )
+    assert seconds[1] < 8 * 4 * seconds[0]
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])

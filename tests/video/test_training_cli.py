@@ -17,12 +17,15 @@ from safetensors.torch import load_file, save_file
 from tokenmix_ops.video import cli
 from tokenmix_ops.video.data.manifest import read_manifest, write_manifest
 from tokenmix_ops.video.experiments import captioning, evaluating
+from tokenmix_ops.video.metrics.captions import FIGURES, CaptionScores
 
 COMMANDS = {"caption": "captioning", "retrieval": "retrieval"}
 OWN = {
     "caption": ("--num-beams", "2", "--max-length", "8"),
     "retrieval": ("--queue-size", "24", "--rerank", "2"),
 }
+# As in training: METEOR takes a Java and seconds.
+SCORED = {"caption": ("--score-tokenizer", "python", "--no-meteor"), "retrieval": ()}
 
 
 @pytest.fixture(autouse=True)
@@ -160,10 +163,12 @@ def test_tiny_needs_data_alone(tokenmix, data, tmp_path, command):
     moved = tmp_path / "moved"
     (tmp_path / "run").rename(moved)
     best = moved / "best.safetensors"
-    status, out, _ = tokenmix(command, "evaluate", best, "--data", data, "--workers", 0, "--json")
+    flags = ("--data", data, "--workers", 0, "--json", *SCORED[command])
+    status, out, _ = tokenmix(command, "evaluate", best, *flags)
     assert status == 0
     if command == "caption":
-        assert set(json.loads(out)) == {*(f"BLEU-{n}" for n in range(1, 5)), "ROUGE-L", "CIDEr"}
+        assert set(json.loads(out)) == {*FIGURES, "tokenizer"}
+        assert json.loads(out)["METEOR"] is None
     else:
         assert {"t2v R@1", "v2t MedR", "rsum"} <= set(json.loads(out))
 
@@ -172,10 +177,12 @@ def test_tiny_needs_data_alone(tokenmix, data, tmp_path, command):
 def test_evaluating_gives_the_figures_of_the_training(tokenmix, trained, data, command):
     figures = json.loads((trained / command / "figures.json").read_text())["best"]
     best = trained / command / "best.safetensors"
-    flags = ("--data", data, "--split", "val", "--workers", 0)
+    flags = ("--data", data, "--split", "val", "--workers", 0, *SCORED[command])
     status, out, _ = tokenmix(command, "evaluate", best, *flags, "--json")
     assert status == 0
-    found = json.loads(out)
+    found = {name: value for name, value in json.loads(out).items() if value is not None}
+    if command == "caption":
+        assert found.pop("tokenizer") == figures["tokenizer"] == "tokenmix_ops' own"
     assert found == pytest.approx({name: figures[name] for name in found}, rel=1e-6)
     status, out, _ = tokenmix(command, "evaluate", best, *flags)
     assert status == 0
@@ -187,7 +194,7 @@ def test_evaluating_gives_the_figures_of_the_training(tokenmix, trained, data, c
 def test_an_exported_model_is_as_good_as_the_checkpoint(tokenmix, trained, data, tmp_path, command):
     best, whole = trained / command / "best.safetensors", tmp_path / "whole"
     assert tokenmix(command, "export", best, whole)[:2] == (0, f"{whole}\n")
-    flags = ("--data", data, "--workers", 0, "--json")
+    flags = ("--data", data, "--workers", 0, "--json", *SCORED[command])
     same = ("--num-beams", 3) if command == "caption" else ("--rerank", 4)
     results = [tokenmix(command, "evaluate", path, *flags, *same) for path in (best, whole)]
     assert [status for status, _, _ in results] == [0, 0]
@@ -203,7 +210,7 @@ def test_exporting_does_not_write_onto_a_file(refused, trained):
 
 def test_evaluating_writes_captions(tokenmix, trained, data, tmp_path):
     best, file = trained / "caption" / "best.safetensors", tmp_path / "new" / "captions.json"
-    flags = ("--data", data, "--workers", 0, "--num-beams", 1, "--out", file)
+    flags = ("--data", data, "--workers", 0, "--num-beams", 1, "--out", file, *SCORED["caption"])
     assert tokenmix("caption", "evaluate", best, *flags)[0] == 0
     rows = json.loads(file.read_text())
     assert {row["image_id"] for row in rows} == {"video9", "video19"}
@@ -217,9 +224,9 @@ def test_captions_are_scored_against_references_as_they_are(
     some = altered(lambda videos: [replace(v, captions=(long,)) for v in videos])
     seen = []
 
-    def score(predictions, references):
+    def score(predictions, references, **how):
         seen.append({name: list(captions) for name, captions in references.items()})
-        return {"CIDEr": 1.0, "BLEU-4": 1.0}
+        return CaptionScores({"CIDEr": 1.0, "BLEU-4": 1.0}, "a tokenizer")
 
     for module in (captioning, evaluating):
         monkeypatch.setattr(module, "caption_scores", score)
@@ -253,7 +260,8 @@ def test_evaluations_show_how_far_they_are(tokenmix, trained, data, monkeypatch,
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "200")
     best = trained / command / "best.safetensors"
-    status, out, err = tokenmix(command, "evaluate", best, "--data", data, "--workers", 0, "--json")
+    flags = ("--data", data, "--workers", 0, "--json", *SCORED[command])
+    status, out, err = tokenmix(command, "evaluate", best, *flags)
     assert status == 0
     assert json.loads(out)
     steps = ("videos", "re-ranking") if command == "retrieval" else ("captions",)
@@ -286,7 +294,8 @@ def test_predicting_has_a_precision_of_its_own(tokenmix, trained, data, tmp_path
 def test_frames_and_size_of_a_whole_model(
     tokenmix, refused, trained, experiment_folder, data, command
 ):
-    whole, flags = experiment_folder / COMMANDS[command], ("--data", data, "--workers", 0)
+    whole = experiment_folder / COMMANDS[command]
+    flags = ("--data", data, "--workers", 0, *SCORED[command])
     small = ("--image-size", 32, "--num-frames", 3)
     assert tokenmix(command, "evaluate", whole, *flags, *small)[0] == 0
     best = trained / command / "best.safetensors"
@@ -372,7 +381,8 @@ def test_a_model_that_was_moved(
     out = tmp_path / "run"
     assert tokenmix(*training(command, out, model=home, select_on="none"))[0] == 0
     home.rename(new)
-    evaluate = (command, "evaluate", out / "last.safetensors", "--data", data, "--workers", 0)
+    flags = ("--data", data, "--workers", 0, *SCORED[command])
+    evaluate = (command, "evaluate", out / "last.safetensors", *flags)
     sentence = refused(*evaluate)
     assert str(home) in sentence
     assert "--model" in sentence
@@ -404,7 +414,7 @@ def test_a_named_tokenizer_goes_with_the_checkpoint(
     moved = words.rename(tmp_path / "moved")
     for command in (
         ("predict", last, good),
-        ("evaluate", last, "--data", data, "--workers", 0),
+        ("evaluate", last, "--data", data, "--workers", 0, *SCORED["caption"]),
         ("export", last, tmp_path / "whole"),
     ):
         assert str(words) in refused("caption", *command, "--model", new)
@@ -534,9 +544,11 @@ def test_a_clip_that_a_worker_cannot_read_ends_the_training(refused, training, d
     for workers in (0, 1):
         given = training(
             "caption", out / str(workers), data=world / "videos.jsonl", workers=workers,
-            max_steps=8, save_every=1,
+            max_steps=8, save_every=1, max_unreadable=0.0,
         )  # fmt: skip
-        assert refused(*given).startswith(f"{bad}: ")
+        sentence = refused(*given)
+        assert sentence.startswith("1 of 16 videos could not be read")
+        assert f"--max-unreadable allows; the last: {bad}: " in sentence
 
 
 @pytest.mark.parametrize(

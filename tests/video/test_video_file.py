@@ -59,7 +59,8 @@ def decode_all(path: Path, size=SIZE) -> tuple[list[float | None], torch.Tensor]
             s for s in container.streams.video if not s.disposition & Disposition.attached_pic
         )
         frames = [
-            (f.pts, clips._to_image(f, size, VideoReformatter())) for f in container.decode(stream)
+            (f.pts, clips.to_floats(clips._to_image(f, size, VideoReformatter())))
+            for f in container.decode(stream)
         ]
         base = stream.time_base
     stamps = [pts for pts, _ in frames]
@@ -73,7 +74,17 @@ def seeded() -> torch.Generator:
     return torch.Generator().manual_seed(3)
 
 
-def naive(path: Path, num_frames, sampling="uniform", start=None, end=None, size=SIZE):
+def first_of_each_step(window, times, start, fps):
+    """By the definition: for every k, the first frame at or after start + k / fps."""
+    chosen = []
+    for k in range(int((times[-1] - start + 1) * fps) + 1):
+        # To a millisecond.
+        late = [i for i in window if times[i] + 1e-3 >= start + k / fps]
+        chosen += [i for i in late[:1] if i not in chosen]
+    return chosen
+
+
+def naive(path: Path, num_frames, sampling="uniform", start=None, end=None, fps=None, size=SIZE):
     times, images = decode_all(path, size)
     window = list(range(len(times)))
     if start is not None or end is not None:
@@ -81,6 +92,8 @@ def naive(path: Path, num_frames, sampling="uniform", start=None, end=None, size
         window = [i for i in window if (start or 0) <= times[i] < high]
     if not window:
         return None
+    if fps is not None:
+        window = first_of_each_step(window, times, start or 0, fps)
     chosen = frame_indices(len(window), num_frames, sampling, seeded())
     return images[[window[i] for i in chosen]]
 
@@ -119,7 +132,9 @@ def counted(monkeypatch):
     """Paths that were read by counting decoded frames."""
     paths = []
     count = video_file._count_frames
-    monkeypatch.setattr(video_file, "_count_frames", lambda path: paths.append(path) or count(path))
+    monkeypatch.setattr(
+        video_file, "_count_frames", lambda path, *a: paths.append(path) or count(path, *a)
+    )
     return paths
 
 
@@ -143,15 +158,16 @@ tenths = st.none() | st.integers(0, 2 * LENGTH).map(lambda i: i / (2 * RATE))
     end=tenths,
     num_frames=st.integers(1, 20),
     sampling=st.sampled_from(["uniform", "random"]),
+    fps=st.sampled_from([None, 0.3, 1, 3, 4.0, 7.5, 10, 29.97]),
 )
-def test_spans_equal_full_decode(videos, name, start, end, num_frames, sampling):
+def test_spans_and_rates_equal_full_decode(videos, name, start, end, num_frames, sampling, fps):
     if end is not None and end <= (start or 0):
         with pytest.raises(ValueError, match=rf"end is {end}, .* more than start, {start or 0}"):
             read_clip("nowhere", start=start, end=end)
         return
     path = videos(name)
-    wanted = naive(path, num_frames, sampling, start, end)
-    arguments = (path, num_frames, SIZE, sampling, start, end, seeded())
+    wanted = naive(path, num_frames, sampling, start, end, fps)
+    arguments = (path, num_frames, SIZE, sampling, start, end, seeded(), fps)
     if wanted is None:
         with pytest.raises(ClipError, match=rf"{path}: no frame has its time in \[{start or 0.0}"):
             read_clip(*arguments)
@@ -295,6 +311,46 @@ def test_surprise_does_not_change_the_draw(videos, monkeypatch, counted):
     assert_same(clip, naive(videos("h264"), 8, "random"))
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+@pytest.mark.parametrize(
+    ("rate", "fps", "step"), [(30, 30, 1), (30, 7.5, 4), (24, 8, 3), (60, 1, 60)]
+)
+def test_frames_at_a_rate(tmp_path, suffix, rate, fps, step):
+    """Matroska counts in milliseconds: most frames are told to show earlier or later."""
+    path = tmp_path / f"a{suffix}"
+    with av.open(str(path), "w") as container:
+        _, packets = encode(container, "libx264", {}, range(LENGTH), SIDE, SIDE)
+        for packet in packets:
+            packet.time_base = Fraction(1, rate)
+            container.mux(packet)
+    wanted = list(range(0, LENGTH, step))
+    for num_frames in (len(wanted), 2):
+        clip = read_clip(path, num_frames, SIZE, fps=fps)
+        chosen = [wanted[i] for i in frame_indices(len(wanted), num_frames)]
+        assert_same(clip, decode_all(path)[1][chosen])
+
+
+@pytest.mark.parametrize("fps", [RATE, 11, 1000, 1e300])
+def test_a_rate_of_the_videos_own_or_more_takes_all_frames(videos, fps):
+    for name in ("h264", "h264-ts", "vp8"):
+        assert_same(read_clip(videos(name), LENGTH, SIZE, fps=fps), naive(videos(name), LENGTH))
+
+
+def test_a_file_that_changes_while_it_is_read(videos, tmp_path, monkeypatch):
+    path, count = tmp_path / "a.webm", video_file._count_frames
+    path.write_bytes(videos("vp8").read_bytes())
+    short = write_video(tmp_path / "b.webm", "libvpx", stamps=range(9))
+
+    def count_then_replace(*arguments):
+        counted = count(*arguments)
+        short.replace(path)
+        return counted
+
+    monkeypatch.setattr(video_file, "_count_frames", count_then_replace)
+    with pytest.raises(ClipError, match=rf"^{path}: changed while it was read$"):
+        read_clip(path, 8, SIZE)
+
+
 @pytest.mark.parametrize(("default", "length"), [(0, 6), (Disposition.default, 5)])
 def test_reads_the_default_stream_then_the_largest(tmp_path, default, length):
     path = write_streams(tmp_path / "a.mkv", ("libx264", 64, 5, default), ("libx264", 128, 6, 0))
@@ -313,8 +369,12 @@ def test_cover_art_is_no_video(tmp_path):
 
 def test_stream_without_timestamps_has_no_clock(videos):
     path = videos("h264-elementary")
-    with pytest.raises(ClipError, match=rf"^{path}: start and end need timestamps, .*; remux it"):
+    with pytest.raises(
+        ClipError, match=rf"^{path}: start, end and fps need timestamps, .*; remux it"
+    ):
         read_clip(path, start=1.0)
+    with pytest.raises(ClipError, match=rf"^{path}: start, end and fps need timestamps, "):
+        read_clip(path, fps=4)
 
 
 @pytest.mark.parametrize("name", ["h264", "mpeg4-avi", "vp8"])

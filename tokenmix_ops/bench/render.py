@@ -11,7 +11,7 @@ from tokenmix_ops.bench.layers import TITLES
 from tokenmix_ops.bench.measure import Timings, ratio
 from tokenmix_ops.bench.suites import Row
 from tokenmix_ops.bench.training_table import memory_table, training_table
-from tokenmix_ops.bench.video_tables import rerank_table, world_table
+from tokenmix_ops.bench.video_tables import loading_table, rerank_table, world_table
 
 BEGIN, END = "<!-- rendered: {} -->", "<!-- end of rendered -->"
 
@@ -119,6 +119,7 @@ TABLES = {
     "aot": aot_table,
     "gpu": gpu_table,
     "layer": layer_table,
+    "loading": loading_table,
     "memory": memory_table,
     "rerank": rerank_table,
     "training": training_table,

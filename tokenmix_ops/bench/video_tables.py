@@ -1,4 +1,4 @@
-"""The tables of the video stack: tuning methods on the small world, and re-ranking."""
+"""The tables of the video stack: tuning methods on the small world, re-ranking, and loading."""
 
 from __future__ import annotations
 
@@ -68,3 +68,47 @@ def rerank_table(rows: Sequence[Row]) -> str:
         f"{row['date']}.",
     ]
     return "\n".join(lines)
+
+
+def loading_table(rows: Sequence[Row]) -> str:
+    """Clips a second by way of reading, the start of workers, and memory over many clips."""
+    lines = ["| clips drawn from | workers | clips a second | rounds |", "|---|---:|---:|---:|"]
+    for row in (row for row in rows if row["measure"] == "speed"):
+        source = "all frames" if row["fps"] is None else f"{row['fps']:g} frames a second"
+        kept = {None: "", "cold": ", filling the cache", "warm": ", from the cache"}[row["cache"]]
+        low, high = min(row["rounds"]), max(row["rounds"])
+        lines.append(
+            f"| {source}{kept} | {row['workers']} | {row['clips_per_second']:.1f} | "
+            f"{low:.1f}–{high:.1f} |"
+        )
+    of_memory = [row for row in rows if row["measure"] == "memory"]
+    if of_memory:
+        marks = list(of_memory[0]["mib"])
+        heads = " | ".join(f"after {mark} %" for mark in marks)
+        title = f"MiB of all processes over {of_memory[0]['clips']:,} clips"
+        lines += [
+            "",
+            f"| {title} | {heads} | growth | peak |",
+            "|---|" + "---:|" * (len(marks) + 2),
+        ]
+        for row in of_memory:
+            figures = [row["mib"][mark] for mark in marks] + [row["growth_mib"], row["peak_mib"]]
+            source = "decoded" if row["cache"] is None else "from the cache"
+            lines.append(f"| {source} | " + " | ".join(f"{mib:.0f}" for mib in figures) + " |")
+    row = rows[0]
+    starts = [f"{other['seconds']:.1f} s by {other['start']}" for other in rows if "start" in other]
+    lines += [
+        "",
+        f"{row['num_frames']} random frames at {row['size']} pixels of H.264 files, "
+        f"{_files(row)}{f'; for memory {_files(of_memory[0])}' if of_memory else ''}; median of "
+        f"{len(row['rounds'])} rounds, ways in turn. Two workers have their first clip after "
+        f"{', '.join(starts)}. Memory is the {of_memory[0]['kind'] if of_memory else 'set'}. "
+        f"{row['hardware']}, {row['threads']} threads, PyTorch {row['torch']}, PyAV {row['av']}, "
+        f"tokenmix_ops {row['tokenmix_ops']} at {row['commit']}, {row['date']}.",
+    ]
+    return "\n".join(lines)
+
+
+def _files(row: Row) -> str:
+    like = row["videos"]
+    return f"{like['width']}×{like['height']}, {like['seconds']:g} s at {like['rate']} a second"

@@ -181,14 +181,21 @@ def _figures(task: Task, checkpoint: str, data: Path, opening: Opening) -> dict[
     manifest = read_manifest(data)
     if task == "captioning":
         scores, captions = evaluate_captions(
-            checkpoint, data, None, "test", opening=opening, workers=0
+            checkpoint,
+            data,
+            None,
+            "test",
+            opening=opening,
+            tokenizer="python",
+            meteor=False,
+            workers=0,
         )
         assert scores is not None
         right = {v.video_id: motion_of(v.captions[0]) for v in manifest.of_split("test")}
         said = {name: motion_of(caption) for name, caption in captions.items()}
         return {
-            "CIDEr": scores["CIDEr"],
-            "BLEU-4": scores["BLEU-4"],
+            "CIDEr": scores.figures["CIDEr"],
+            "BLEU-4": scores.figures["BLEU-4"],
             "motion": 100 * sum(said[name] == right[name] for name in right) / len(right),
         }
     figures = evaluate_ranking(checkpoint, data, None, "test", opening=opening, workers=0)

@@ -45,7 +45,7 @@ class Description:
     image_size: int
     model: str
     settings: dict[str, Any]
-    figures: dict[str, float]
+    figures: dict[str, Any]
     base: str
 
 
@@ -69,7 +69,7 @@ def save_updated(
     *,
     base: str,
     settings: Mapping[str, Any] | None = None,
-    figures: Mapping[str, float] | None = None,
+    figures: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes the updated parameters as safetensors, by a temporary name.
 

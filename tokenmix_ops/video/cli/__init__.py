@@ -15,6 +15,7 @@ from rich.progress import Progress
 from tyro.extras import SubcommandApp
 
 from tokenmix_ops.video.cli import caption, data, retrieval, training
+from tokenmix_ops.video.cli.score import score
 
 # Commands import what they need when they run, so that --help is quick.
 
@@ -174,7 +175,7 @@ def _sentence(error: Exception) -> str:
 def _app(arguments: list[str]) -> SubcommandApp:
     """All commands; flags of training default to what an experiment file in the arguments says."""
     app = SubcommandApp()
-    for function in (demo, explain, bench, params):
+    for function in (demo, explain, bench, params, score):
         app.command(function)
     app.command(data.commands(), name="data", help="Video data: writes a small world of clips.")
 
@@ -189,6 +190,6 @@ def _app(arguments: list[str]) -> SubcommandApp:
     app.command(
         retrieval.commands(default("retrieval")),
         name="retrieval",
-        help="Text-video retrieval: train, evaluate, export.",
+        help="Text-video retrieval: train, evaluate, search, export.",
     )
     return app

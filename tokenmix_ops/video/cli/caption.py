@@ -54,11 +54,14 @@ def commands(default: Captioning) -> SubcommandApp:
         data: Path,
         root: Path | None = None,
         split: Literal["train", "val", "test"] = "test",
+        max_unreadable: float = 0.0,
         opening: OmitArgPrefixes[Opening] = _AS_IT_IS,
         num_beams: int | None = None,
         batch_size: int = 16,
         workers: int = 2,
         precision: Literal["no", "bf16", "fp16"] = "no",
+        score_tokenizer: Literal["auto", "ptb", "python"] = "auto",
+        meteor: bool = True,
         out: Path | None = None,
         json: bool = False,
     ) -> None:
@@ -71,11 +74,15 @@ def commands(default: Captioning) -> SubcommandApp:
             data: JSON lines, one video a line.
             root: folder that its paths start from; by default the one of the data.
             split: which videos.
+            max_unreadable: share of videos that may be missing or unreadable and are left out.
             opening: how it is opened.
             num_beams: beams of the search; by default those of the training.
             batch_size: videos at a time.
             workers: processes that read videos.
             precision: type of mixed precision.
+            score_tokenizer: ptb, Stanford's, with which published numbers are computed, needs
+                Java; python, our own, does not; auto is ptb where Java runs.
+            meteor: leave METEOR out, which needs Java.
             out: file for the captions, COCO-style JSON.
             json: print the figures as JSON.
         """
@@ -84,7 +91,7 @@ def commands(default: Captioning) -> SubcommandApp:
         if out is not None:
             # Not after an hour of captioning.
             out.parent.mkdir(parents=True, exist_ok=True)
-        figures, captions = evaluate_captions(
+        scores, _ = evaluate_captions(
             checkpoint,
             data,
             root,
@@ -94,13 +101,13 @@ def commands(default: Captioning) -> SubcommandApp:
             batch_size=batch_size,
             workers=workers,
             precision=precision,
+            max_unreadable=max_unreadable,
+            tokenizer=score_tokenizer,
+            meteor=meteor,
+            out=out,
         )
-        if figures is None:
-            return
-        if out is not None:
-            rows = [{"image_id": name, "caption": text} for name, text in captions.items()]
-            out.write_text(jsonlib.dumps(rows, indent=1) + "\n", encoding="utf-8")
-        training.show(figures, as_json=json)
+        if scores is not None:
+            training.show_scores(scores, as_json=json)
 
     @app.command
     def predict(

@@ -1,4 +1,4 @@
-"""``tokenmix retrieval``: trains retrievers and scores them."""
+"""``tokenmix retrieval``: trains retrievers, scores them, and finds videos by text."""
 
 from __future__ import annotations
 
@@ -52,6 +52,7 @@ def commands(default: Retrieval) -> SubcommandApp:
         data: Path,
         root: Path | None = None,
         split: Literal["train", "val", "test"] = "test",
+        max_unreadable: float = 0.0,
         opening: OmitArgPrefixes[Opening] = _AS_IT_IS,
         rerank: int | None = None,
         batch_size: int = 16,
@@ -68,6 +69,7 @@ def commands(default: Retrieval) -> SubcommandApp:
             data: JSON lines, one video a line.
             root: folder that its paths start from; by default the one of the data.
             split: which videos.
+            max_unreadable: share of videos that may be missing or unreadable and are left out.
             opening: how it is opened.
             rerank: best candidates that the matching head ranks anew; by default as in training.
             batch_size: videos at a time.
@@ -87,9 +89,64 @@ def commands(default: Retrieval) -> SubcommandApp:
             batch_size=batch_size,
             workers=workers,
             precision=precision,
+            max_unreadable=max_unreadable,
         )
         if figures is not None:
             training.show(figures, as_json=json)
+
+    @app.command
+    def search(
+        checkpoint: Positional[str],
+        folder: Positional[Path],
+        queries: Positional[tuple[str, ...]] = (),
+        index: Path | None = None,
+        top: int = 5,
+        rerank: int = 0,
+        html: Path | None = None,
+        opening: OmitArgPrefixes[Opening] = _AS_IT_IS,
+        workers: int = 2,
+        precision: Literal["no", "bf16", "fp16"] = "no",
+        rebuild: bool = False,
+        json: bool = False,
+    ) -> None:
+        """Finds videos of a folder by text; brings an index of them up to date first.
+
+        The first time every video is embedded, later only new and changed ones. It may be stopped
+        at any time, and goes on where it was. Without a query it only indexes.
+
+        Example: tokenmix retrieval search runs/mine ~/Videos "a dog runs" --html found.html
+
+        Args:
+            checkpoint: what train wrote, its folder, or a whole model: a directory, a hub name, a
+                .pth file.
+            folder: holds video files and folders of numbered images, also in folders below it.
+            queries: what is to be seen.
+            index: folder for the index; by default .tokenmix-search in the folder.
+            top: how many videos to show for each query.
+            rerank: best candidates that the matching head ranks anew, at least --top; 0 for none.
+            html: a page to write, with frames of what is found; it opens in any browser.
+            opening: how it is opened.
+            workers: processes that read videos.
+            precision: type of mixed precision.
+            rebuild: make the index anew.
+            json: print JSON, and progress on standard error.
+        """
+        from tokenmix_ops.video.cli import searching
+
+        searching.run(
+            checkpoint,
+            folder,
+            queries,
+            index=index,
+            top=top,
+            rerank=rerank,
+            html=html,
+            opening=opening,
+            workers=workers,
+            precision=precision,
+            rebuild=rebuild,
+            as_json=json,
+        )
 
     @app.command
     def export(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from rich.table import Table
 
 from tokenmix_ops.video.experiments.files import as_yaml, read_experiment
 from tokenmix_ops.video.experiments.settings import EXPERIMENTS, Captioning, Retrieval
+from tokenmix_ops.video.metrics.captions import CaptionScores
 
 E = TypeVar("E", Captioning, Retrieval)
 
@@ -81,6 +83,16 @@ def show(figures: Mapping[str, Any], *, as_json: bool) -> None:
     for name, value in shown.items():
         table.add_row(name, f"{value:.2f}" if isinstance(value, float) else str(value))
     Console().print(table)
+
+
+def show_scores(scores: CaptionScores, *, as_json: bool, **more: int) -> None:
+    """Prints scores of captions, and why one is not available on standard error."""
+    row = scores.row()
+    if not as_json:
+        row = {name: row[name] for name in row if name in (*scores.figures, "tokenizer")}
+    show({**row, **more}, as_json=as_json)
+    for name, reason in scores.missing.items():
+        print(f"{name} {reason}", file=sys.stderr)
 
 
 def _value_of(flag: str, arguments: list[str]) -> str | None:

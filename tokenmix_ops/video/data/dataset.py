@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
-from tokenmix_ops.video.data.clips import frame_indices, normalize_clip, read_clip
+from tokenmix_ops.video.data.cache import FrameCache
+from tokenmix_ops.video.data.clips import (
+    Candidates,
+    ClipError,
+    frame_indices,
+    height_and_width,
+    normalize_clip,
+    read_clip,
+)
 from tokenmix_ops.video.data.manifest import Manifest, Video
 from tokenmix_ops.video.data.sampling import generator_for
+from tokenmix_ops.video.data.unreadable import Unreadable
 
 
 class Clips(Dataset[dict[str, Any]]):
-    """The videos of a split, one item each, with frames chosen uniformly.
+    """The videos of a split, one item each, with frames chosen uniformly, at ``fps`` if given.
 
     Item ``row`` is {"pixels": [num_frames, 3, height, width] float32, normalised as
-    `normalize_clip` does, "video": row}. Raises ValueError if the split has no video; reading an
-    item raises ClipError, which names the path, if it cannot be read.
+    `normalize_clip` does, "video": row}, whether or not decoded frames are kept in ``cache``.
+    Raises ValueError if the split has no video, or for numbers out of range; reading an item
+    raises ClipError, which names the path, if it cannot be read.
     """
 
     def __init__(
@@ -29,12 +40,17 @@ class Clips(Dataset[dict[str, Any]]):
         *,
         num_frames: int = 8,
         size: int | tuple[int, int] = 224,
+        fps: float | None = None,
+        cache: FrameCache | None = None,
     ) -> None:
         frame_indices(1, num_frames)
+        Candidates(Path(), height_and_width(size), fps=fps)
         self.manifest = manifest
         self.videos = manifest.of_split(split)
         self.num_frames = num_frames
         self.size = size
+        self.fps = fps
+        self.cache = cache
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -43,7 +59,8 @@ class Clips(Dataset[dict[str, Any]]):
         return {"pixels": self._pixels(self.videos[row], "uniform", None), "video": row}
 
     def _pixels(self, video: Video, sampling: str, generator: torch.Generator | None) -> Tensor:
-        clip = read_clip(
+        read = read_clip if self.cache is None else self.cache.read_clip
+        clip = read(
             self.manifest.path_of(video),
             self.num_frames,
             self.size,
@@ -51,6 +68,7 @@ class Clips(Dataset[dict[str, Any]]):
             video.start,
             video.end,
             generator,
+            self.fps,
         )
         return normalize_clip(clip)
 
@@ -61,8 +79,10 @@ class CaptionedClips(Clips):
     Item ``index``, or (epoch, index) as `EpochBatches` gives it, is {"pixels": [num_frames, 3,
     height, width] float32, normalised, "caption": str, "video": row of the video in
     ``videos``}. Frames are drawn at random: they depend on seed, epoch and index only, not on
-    workers or processes. Raises ValueError if the split has no caption; reading an item raises
-    ClipError, which names the path, if it cannot be read.
+    workers or processes. Where a video cannot be read it is added to ``unreadable``, and another
+    caption, drawn likewise, stands in. Raises ValueError if the split has no caption; reading an
+    item raises ClipError, which names the path, if there is no such list, and ValueError if the
+    list gets longer than it may.
     """
 
     def __init__(
@@ -72,10 +92,14 @@ class CaptionedClips(Clips):
         *,
         num_frames: int = 8,
         size: int | tuple[int, int] = 224,
+        fps: float | None = None,
+        cache: FrameCache | None = None,
         seed: int = 0,
+        unreadable: Unreadable | None = None,
     ) -> None:
-        super().__init__(manifest, split, num_frames=num_frames, size=size)
+        super().__init__(manifest, split, num_frames=num_frames, size=size, fps=fps, cache=cache)
         self.seed = seed
+        self.unreadable = unreadable
         self.pairs = [
             (row, caption) for row, video in enumerate(self.videos) for caption in video.captions
         ]
@@ -87,10 +111,18 @@ class CaptionedClips(Clips):
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         epoch, index = (0, key) if isinstance(key, int) else key
-        row, caption = self.pairs[index]
         generator = generator_for(self.seed, epoch, index)
-        pixels = self._pixels(self.videos[row], "random", generator)
-        return {"pixels": pixels, "caption": caption, "video": row}
+        while True:
+            row, caption = self.pairs[index]
+            try:
+                pixels = self._pixels(self.videos[row], "random", generator)
+            except ClipError as error:
+                if self.unreadable is None:
+                    raise
+                self.unreadable.add(self.videos[row], error)
+                index = int(torch.randint(len(self.pairs), (), generator=generator))
+            else:
+                return {"pixels": pixels, "caption": caption, "video": row}
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -99,7 +131,8 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     Where items have captions, these are the list "captions".
     """
     batch: dict[str, Any] = {
-        "pixels": torch.stack([item["pixels"] for item in items]),
+        # In a worker it stacks into memory that it shares, which saves a copy.
+        "pixels": default_collate([item["pixels"] for item in items]),
         "videos": torch.tensor([item["video"] for item in items]),
     }
     if "caption" in items[0]:

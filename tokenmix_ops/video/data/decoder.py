@@ -11,8 +11,9 @@ class ClipError(ValueError):
 
 def configure(decoder: CodecContext) -> None:
     """Make a decoder report damage and keep to one thread."""
-    # Without "explode" decoders conceal much of the damage that they notice.
-    decoder.options = {"err_detect": "explode"}
+    # Without "explode" decoders conceal much of the damage that they notice, and without
+    # "crccheck" they do not compare the checksums that PNG, FFV1 and some HEVC have.
+    decoder.options = {"err_detect": "crccheck+explode"}
     # Few frames are read at a time and data loaders run many workers: further threads would
     # compete with those, and frame threads decode ahead what is never shown.
     decoder.thread_count = 1

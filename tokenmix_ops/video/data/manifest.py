@@ -11,14 +11,17 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TypeGuard
 
 SPLITS = ("train", "val", "test")
 
 # Neither can stand in a path, and a lone surrogate not in a UTF-8 file either.
 _UNFIT = re.compile("[\0\ud800-\udfff]")
+_WORDS = {"no captions": ("video without captions", "videos without captions")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,19 +42,34 @@ class Video:
 
     def __post_init__(self) -> None:
         for name, value in (("video", self.video), ("video_id", self.video_id)):
-            if not (_is_text(value) and value.strip()):
+            if not (is_text(value) and value.strip()):
                 raise ValueError(f"{name} must be a string that is not blank, got {value!r:.80}")
-        if not (isinstance(self.captions, tuple) and all(map(_is_text, self.captions))):
+        if not (isinstance(self.captions, tuple) and all(map(is_text, self.captions))):
             raise ValueError(f"captions must be a list of strings, got {self.captions!r:.80}")
         if self.split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r:.80}")
         if self.split == "train" and not (self.captions and all(map(str.strip, self.captions))):
             raise ValueError("a video for training needs captions, and none of them blank")
         for name, time in (("start", self.start), ("end", self.end)):
-            if time is not None and not _is_time(time):
+            if time is not None and not is_time(time):
                 raise ValueError(f"{name} must be in seconds, 0 or more, got {time!r:.80}")
         if self.end is not None and not self.end > (self.start or 0):
             raise ValueError(f"end must be more than start, {self.start or 0}, got {self.end}")
+
+
+_FIELDS = tuple(field.name for field in fields(Video))
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something wrong with annotations or videos that others need not suffer from."""
+
+    kind: str
+    """"duplicate", "empty caption", "no captions", "unknown split", "missing video", ..."""
+    where: str
+    """Where it was found, as "line 7"."""
+    what: str
+    """What was found, by name, and what became of it."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +78,8 @@ class Manifest:
 
     videos: tuple[Video, ...]
     root: Path
+    problems: tuple[Problem, ...] = ()
+    """What was left out when it was read, in the order of its lines."""
 
     def of_split(self, split: str) -> list[Video]:
         """The videos of one split; raises ValueError if it has none."""
@@ -78,16 +98,22 @@ class Manifest:
 
 
 def read_manifest(
-    path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None
+    path: str | os.PathLike[str],
+    root: str | os.PathLike[str] | None = None,
+    *,
+    strict: bool = False,
 ) -> Manifest:
     """Read a manifest, whose videos lie under ``root``, by default the folder of the file.
 
-    A UTF-8 byte-order mark, CRLF and blank lines are accepted. Raises ValueError that names file
-    and line where a line is no JSON object, lacks a field, has one that cannot be or repeats a
-    ``video_id``; OSError if the file cannot be read.
+    A UTF-8 byte-order mark, CRLF and blank lines are accepted. Left out and listed as problems are
+    blank captions, videos for training that then have none, lines of an unknown split, and lines
+    that repeat the ``video_id`` of one that stays. Raises ValueError that names file and line where
+    a line is no JSON object, lacks a field or has one that cannot be, and with ``strict`` at the
+    first problem; OSError if the file cannot be read.
     """
     path = Path(path)
     videos: list[Video] = []
+    problems: list[Problem] = []
     lines: dict[str, int] = {}
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -95,14 +121,28 @@ def read_manifest(
             if not line.strip():
                 continue
             try:
-                video = _parse(line)
-                first = lines.setdefault(video.video_id, number)
-                if first != number:
-                    raise ValueError(f"video_id {video.video_id!r} stands in line {first} already")
+                video, found = _parse(line)
+                if video is not None and lines.setdefault(video.video_id, number) != number:
+                    first = lines[video.video_id]
+                    what = f"video_id {video.video_id!r:.80} stands in line {first} already"
+                    video, found = None, [*found, ("duplicate", what)]
+                if found and strict:
+                    raise ValueError(found[0][1])
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: {error}") from error
-            videos.append(video)
-    return Manifest(tuple(videos), path.parent if root is None else Path(root))
+            problems.extend(Problem(kind, f"line {number}", what) for kind, what in found)
+            if video is not None:
+                videos.append(video)
+    return Manifest(tuple(videos), path.parent if root is None else Path(root), tuple(problems))
+
+
+def summary(problems: Iterable[Problem]) -> str:
+    """How many problems of each kind, in one line: "2 duplicates, 1 empty caption"."""
+    counts = Counter(problem.kind for problem in problems)
+    return ", ".join(
+        f"{count:,} {_WORDS.get(kind, (kind, kind + 's'))[count > 1]}"
+        for kind, count in counts.items()
+    )
 
 
 def write_manifest(path: str | os.PathLike[str], videos: Iterable[Video]) -> Path:
@@ -115,8 +155,9 @@ def write_manifest(path: str | os.PathLike[str], videos: Iterable[Video]) -> Pat
     for video in videos:
         if video.video_id in lines:
             raise ValueError(f"{path}: video_id {video.video_id!r} comes twice")
-        fields = {name: value for name, value in asdict(video).items() if value is not None}
-        lines[video.video_id] = json.dumps(fields, ensure_ascii=False) + "\n"
+        values = ((name, getattr(video, name)) for name in _FIELDS)
+        record = {name: value for name, value in values if value is not None}
+        lines[video.video_id] = json.dumps(record, ensure_ascii=False) + "\n"
     unfinished = path.with_name(path.name + ".part")
     with unfinished.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(lines.values())
@@ -129,7 +170,8 @@ def missing(manifest: Manifest, split: str) -> list[Video]:
     return [video for video in manifest.of_split(split) if not manifest.path_of(video).exists()]
 
 
-def _parse(line: bytes) -> Video:
+def _parse(line: bytes) -> tuple[Video | None, list[tuple[str, str]]]:
+    """The video of a line, None if it is to be left out, and kind and text of each problem."""
     try:
         record = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -141,20 +183,44 @@ def _parse(line: bytes) -> Video:
     absent = [name for name in ("video", "video_id", "captions", "split") if name not in record]
     if absent:
         raise ValueError(f"lacks {', '.join(absent)}")
-    captions = record["captions"]
-    return Video(
+    captions, split = record["captions"], record["split"]
+    known = split in SPLITS or not is_text(split)
+    texts = isinstance(captions, list) and all(map(is_text, captions))
+    kept = tuple(filter(str.strip, captions)) if texts else captions
+    speechless = split == "train" and kept == ()
+    # As a video for testing it is checked like any other, but for its captions' number.
+    video = Video(
         video=record["video"],
         video_id=record["video_id"],
-        captions=tuple(captions) if isinstance(captions, list) else captions,
-        split=record["split"],
+        captions=tuple(kept) if isinstance(kept, list) else kept,
+        split=split if known and not speechless else "test",
         start=record.get("start"),
         end=record.get("end"),
     )
+    if known and not speechless and len(kept) == len(captions):
+        return video, []
+    name = f"video_id {video.video_id!r:.80}"
+    problems = []
+    if len(kept) < len(captions):
+        blank = [index for index, text in enumerate(captions) if not text.strip()]
+        problems += [("empty caption", f"{name}: caption {index} is blank") for index in blank]
+    if not known:
+        options = ", ".join(SPLITS)
+        what = f"{name}: split must be one of {options}, got {split!r:.80}"
+        problems.append(("unknown split", what))
+    if speechless:
+        problems.append(("no captions", f"{name}: a video for training needs captions"))
+    return video if known and not speechless else None, problems
 
 
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and _UNFIT.search(value) is None
+def is_text(value: object) -> TypeGuard[str]:
+    """Whether a value is a string that a manifest can hold."""
+    if not isinstance(value, str):
+        return False
+    # Quicker by far where it will do.
+    return "\0" not in value if value.isascii() else _UNFIT.search(value) is None
 
 
-def _is_time(value: object) -> bool:
+def is_time(value: object) -> TypeGuard[float]:
+    """Whether a value is a time in seconds that a manifest can hold."""
     return isinstance(value, int | float) and type(value) is not bool and 0 <= value < math.inf

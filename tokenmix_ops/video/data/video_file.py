@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fractions import Fraction
@@ -19,6 +19,7 @@ from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
 
 from tokenmix_ops.video.data.decoder import ClipError, configure
+from tokenmix_ops.video.data.truncation import check_complete
 
 # Codecs whose packets each show one frame; VP8, for one, hides frames in packets of their own.
 _FRAME_PER_PACKET = {"h264", "hevc", "av1", "vp9", "mpeg4", "mjpeg", "ffv1", "prores"}
@@ -28,13 +29,23 @@ _MPEG4_SKIP_BYTES = 19
 _MAX_REORDER = 16
 # FFmpeg reads these as video although they are text, or text that names other files.
 _TEXT_FORMATS = {"tty", "concat"}
-_TRUNCATION_SECONDS = 1.0
 # PyAV 19 does so unasked, and has no such argument.
 _LENIENT: dict[str, Any] = (
     {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
 )
 
 _Chooser = Callable[[int, Sequence[float] | None], dict[int, list[int]]]
+
+
+class Facts(NamedTuple):
+    """Of a video, or of the part from a start to an end."""
+
+    duration: float | None
+    """Seconds; None where nothing tells."""
+    num_frames: int
+    fps: float | None
+    width: int
+    height: int
 
 
 class _Surprise(Exception):
@@ -81,7 +92,7 @@ def read_frames(
                     yield slots[position], frame
                 return
         time_base = stream.time_base
-    pts, damaged = _count_frames(path)
+    pts, damaged = _count_frames(path, bool(packets))
     slots = choose(len(pts), _times(pts, time_base))
     for position in slots:
         if damaged[position]:
@@ -89,9 +100,42 @@ def read_frames(
                 f"{path}: frame {position} of {len(pts)} depends on damaged data; replace the "
                 "file, or read a span without that frame"
             )
-    for position, decoded in zip(range(max(slots) + 1), _decode_all(path), strict=False):
+    decoded_frames = _decode_all(path, bool(packets))
+    for position, decoded in zip(range(max(slots) + 1), decoded_frames, strict=False):
         if position in slots and decoded.frame is not None:
             yield slots[position], decoded.frame
+
+
+def probe(path: Path, start: float | None = None, end: float | None = None) -> Facts:
+    """What a video's container says of the stream that `read_frames` reads.
+
+    Decodes only where neither packets nor header tell the number of frames. Raises as
+    `read_frames` does for a file that is no video or is truncated before `end`.
+    """
+    low, high = start or 0.0, float("inf") if end is None else end
+    with _opened(path) as (container, stream):
+        packets = _scan(path, container, stream, high)
+        pts: Sequence[int | None] = sorted(packet.pts for packet in packets if packet.shown)
+        base, rate, stated = stream.time_base, stream.average_rate, stream.frames
+        width, height = stream.codec_context.width, stream.codec_context.height
+        length = float("inf")
+        if stream.duration is not None and base is not None:
+            length = _seconds(stream.duration, base)
+        elif container.duration is not None:
+            length = container.duration / av.time_base
+    whole = start is None and end is None
+    if not packets and not (whole and stated):
+        pts, _ = _count_frames(path, False)
+    times = None if whole else _times(pts, base)
+    count = sum(low <= t < high for t in times) if times is not None else len(pts) or stated
+    duration = round(min(length, high) - low, 6)
+    return Facts(
+        duration if 0 <= duration < float("inf") else None,
+        count,
+        float(rate) if rate else None,
+        width,
+        height,
+    )
 
 
 def _times(pts: Sequence[int | None], time_base: Fraction | None) -> list[float] | None:
@@ -149,6 +193,8 @@ def _scan(path: Path, container: InputContainer, stream: VideoStream, end: float
     packets: list[_Packet] = []
     codec = stream.codec_context.codec.canonical_name
     count, reached, trusted = 0, 0.0, codec in _FRAME_PER_PACKET
+    # AVI's grows while packets are read.
+    indexed = len(stream.index_entries)
     first = float("inf")
     for packet in _demux(path, container, *container.streams):
         if not packet.size and packet.dts is None:
@@ -170,28 +216,11 @@ def _scan(path: Path, container: InputContainer, stream: VideoStream, end: float
             packets.append(_Packet(packet.pts, packet.dts, packet.is_keyframe, shown))
             first = min(first, packet.pts) if shown else first
     else:
-        _check_complete(path, container, stream, count, reached)
+        check_complete(path, container, stream, count, indexed, reached)
     trusted &= len({packet.pts for packet in packets}) == count
     # Frames shown before the first keyframe hang on data that the file lacks.
     trusted &= first < float("inf") and packets[0].key and packets[0].pts <= first
     return packets if trusted else []
-
-
-def _check_complete(
-    path: Path, container: InputContainer, stream: VideoStream, count: int, reached: float
-) -> None:
-    """Raise ClipError for a cut file; only these headers tell it from a short one."""
-    kind, stated = container.format.name, 0.0
-    if kind.startswith("mov,") and count < len(stream.index_entries):
-        detail = f"{count} of {len(stream.index_entries)} frames"
-        raise ClipError(f"{path}: is truncated, only {detail} are there; fetch it again")
-    if kind == "avi" and stream.average_rate:
-        stated = float(stream.frames / stream.average_rate)
-    elif kind == "matroska,webm":
-        stated = (container.duration or 0) / av.time_base
-    if reached + _TRUNCATION_SECONDS < stated:
-        detail = f"{reached:.2f} of {stated:.2f} s"
-        raise ClipError(f"{path}: is truncated, only {detail} are there; fetch it again")
 
 
 def _decode_chosen(
@@ -252,55 +281,78 @@ def _decode_from(begin: int, packets: Iterable[Packet[VideoStream]]) -> Iterator
 def _runs(packets: Sequence[_Packet], shown: Sequence[int], chosen: Iterable[int]) -> list[_Run]:
     """Stretches of packets to decode without seeking in between."""
     order = {packet.pts: i for i, packet in enumerate(packets)}
+    keys = [i for i, packet in enumerate(packets) if packet.key]
     runs: list[_Run] = []
     for position in sorted(chosen):
         at = order[shown[position]]
-        key = next(
-            i for i in range(at, -1, -1) if packets[i].key and packets[i].pts <= shown[position]
-        )
+        nearest = bisect_right(keys, at) - 1
+        while packets[keys[nearest]].pts > shown[position]:
+            nearest -= 1
+        key = keys[nearest]
         if runs and key <= runs[-1].last + _MAX_REORDER:
             before = runs.pop()
-            runs.append(_Run(before.key, max(before.last, at), before.positions | {position}))
+            before.positions.add(position)
+            runs.append(_Run(before.key, max(before.last, at), before.positions))
         else:
             runs.append(_Run(key, at, {position}))
     return runs
 
 
-def _decode_all(path: Path) -> Iterator[_Decoded]:
-    """Every frame in order; a packet the decoder rejects stands as a damaged one.
+def _decode_all(path: Path, announced: bool) -> Iterator[_Decoded]:
+    """Every frame in order; what the decoder rejects, or loses after damage, is there as damaged.
 
-    Damage lasts until the next sound keyframe.
+    Damage lasts until the next sound keyframe. `announced` says that each packet shows a frame.
     """
     with _opened(path) as (container, stream):
         corrupt: set[int | None] = set()
-        begun = damaged = False
+        awaited: set[int] = set()
+        keys: set[int | None] = set()
+        begun = damaged = ever = False
         for packet in _demux(path, container, stream):
             # To decode an empty packet would tell the decoder that the stream is over.
             if not packet.size and packet.dts is not None:
                 continue
             if packet.is_corrupt:
                 corrupt.add(packet.pts)
+            if packet.is_keyframe:
+                keys.add(packet.pts)
+            if announced and packet.pts is not None and not packet.is_discard:
+                awaited.add(packet.pts)
             try:
                 frames = packet.decode()
             except av.FFmpegError:
                 damaged = True
+                ever |= begun
                 # A recording may begin between keyframes: that is no damage to count.
                 if begun and packet.size:
-                    yield _Decoded(packet.pts, None, True)
+                    # Some decoders still give out, later, what they made of such a packet.
+                    if packet.pts is not None:
+                        awaited.add(packet.pts)
+                        corrupt.add(packet.pts)
+                    else:
+                        yield _Decoded(None, None, True)
                 continue
             for frame in frames:
-                begun = True
-                damaged = damaged and not frame.key_frame
+                # AV1's decoder calls intra frames key ones, after which others refer to before.
+                key = frame.key_frame and (not announced or frame.pts in keys)
+                damaged = damaged and not key
                 damaged |= frame.is_corrupt or frame.pts in corrupt
+                ever |= damaged
+                if frame.pts is not None:
+                    lost = sorted(pts for pts in awaited if pts < frame.pts)
+                    awaited.difference_update(lost, [frame.pts])
+                    yield from (_Decoded(pts, None, True) for pts in lost if begun and ever)
+                begun = True
                 yield _Decoded(frame.pts, frame, damaged)
+        yield from (_Decoded(pts, None, True) for pts in sorted(awaited) if begun and ever)
 
 
-def _count_frames(path: Path) -> tuple[list[int | None], list[bool]]:
+def _count_frames(path: Path, announced: bool) -> tuple[list[int | None], list[bool]]:
     """Presentation timestamp and damage of every frame in order."""
     pts: list[int | None] = []
     damaged: list[bool] = []
     bidirectional: list[bool] = []
-    for decoded in _decode_all(path):
+    for decoded in _decode_all(path, announced):
         pts.append(decoded.pts)
         damaged.append(decoded.damaged)
         frame = decoded.frame

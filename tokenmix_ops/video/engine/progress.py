@@ -99,5 +99,16 @@ class Progress:
             self.bar.remove_task(part)
 
 
+class Evaluation(Progress):
+    """Context that shows how far an evaluation alone is."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console, total=0, done=0, per_epoch=1)
+
+    def __enter__(self) -> Progress:
+        self.bar.start()
+        return self
+
+
 def _length(items: object) -> int | None:
     return len(items) if hasattr(items, "__len__") else None

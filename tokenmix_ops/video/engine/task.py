@@ -40,10 +40,10 @@ class Task(Protocol):
 
     def evaluate(
         self, accelerator: Accelerator, split: str, progress: Progress
-    ) -> dict[str, float]:
+    ) -> Mapping[str, float | str]:
         """Figures of a split, the one to select by, the larger the better, under "score".
 
-        All processes call it, and all get the same figures.
+        Texts say how figures came about. All processes call it, and all get the same figures.
         """
 
     def save_updated(self, path: Path, figures: Mapping[str, Any]) -> None:

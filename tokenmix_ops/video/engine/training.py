@@ -48,6 +48,7 @@ def train(
     resume: bool = False,
     select_on: Literal["val", "test"] | None = None,
     console: Console | None = None,
+    remark: Callable[[], str | None] | None = None,
 ) -> dict[str, Any]:
     """Trains a task's model in place, and writes checkpoints, states and the curve to ``out``.
 
@@ -58,7 +59,8 @@ def train(
     of each other: captions. Retrieval contrasts a pair with those of its own batch, of all
     processes: there, processes change nothing, but accumulation makes for fewer negatives. With
     ``select_on``, the task is evaluated on that split, and the best by "score", as the first
-    process sees it, is in best.safetensors; the last is always in last.safetensors.
+    process sees it, is in best.safetensors; the last is always in last.safetensors. What
+    ``remark`` says at the end of an epoch is shown.
 
     Returns "updates", "loss" of the last one, and the figures of the "last" and the "best"
     evaluation, or None. Raises ValueError for what cannot be trained or resumed and for a loss
@@ -91,7 +93,7 @@ def train(
         return figures
     if not tensorboard:
         say(console, "tensorboard is not installed: the curve is in log.jsonl alone")
-    run = _Run(task, dataset, settings, store, accelerator, console, collate, select_on)
+    run = _Run(task, dataset, settings, store, accelerator, console, collate, select_on, remark)
     return run.run(resume)
 
 
@@ -108,7 +110,9 @@ class _Run:
         console: Console,
         collate: Callable[[list[Any]], Any] | None,
         select_on: str | None,
+        remark: Callable[[], str | None] | None,
     ) -> None:
+        self.remark = remark
         self.task, self.settings, self.store = task, settings, store
         self.accelerator, self.console, self.select_on = accelerator, console, select_on
         self.device, self.world = accelerator.device, accelerator.num_processes
@@ -184,6 +188,8 @@ class _Run:
             if self.stopping:
                 raise KeyboardInterrupt(f"stopped after update {self.update}, which is saved")
             if self.ends_epoch():
+                if self.remark is not None and (text := self.remark()) is not None:
+                    self.progress.say(text)
                 self.evaluate()
                 self.clock = time.monotonic()
         self.task.model.eval()
@@ -283,14 +289,17 @@ class _Run:
                 # They may differ by a rounding, and all have to choose the same epoch.
                 found = by_first(lambda: own)
                 task.model.train()
-                figures.update({name: float(value) for name, value in found.items()})
+                numbers = {n: float(v) for n, v in found.items() if not isinstance(v, str)}
+                texts = {name: value for name, value in found.items() if isinstance(value, str)}
+                figures.update({**numbers, **texts})
                 best = figures["score"] > (self.best["score"] if self.best else float("-inf"))
                 self.history.append(figures)
                 self.log.add("evaluation", {"split": self.select_on, **figures})
-                shown = {f"{self.select_on}/{name}": value for name, value in found.items()}
+                shown = {f"{self.select_on}/{name}": value for name, value in numbers.items()}
                 self.accelerator.log(shown, step=self.update)
-                numbers = ", ".join(f"{name} {value:.2f}" for name, value in found.items())
-                self.progress.say(f"epoch {epoch}, {self.select_on}: {numbers}")
+                said = [f"{name} {value:.2f}" for name, value in numbers.items()]
+                said += [f"{name} {value}" for name, value in texts.items()]
+                self.progress.say(f"epoch {epoch}, {self.select_on}: {', '.join(said)}")
             if best:
                 self.best = figures
                 by_first(lambda: task.save_updated(self.store.best, figures))

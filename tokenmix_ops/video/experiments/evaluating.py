@@ -15,15 +15,22 @@ from tokenmix_ops.video.blip import Task
 from tokenmix_ops.video.captioning import VideoCaptioner
 from tokenmix_ops.video.checkpoints import export
 from tokenmix_ops.video.data.clips import ClipError, normalize_clip, read_clip
+from tokenmix_ops.video.data.manifest import Manifest
 from tokenmix_ops.video.engine.placement import start_accelerator
-from tokenmix_ops.video.engine.progress import Progress
+from tokenmix_ops.video.engine.progress import Evaluation, Progress
 from tokenmix_ops.video.experiments.building import Loaded, load_checkpoint, load_whole
 from tokenmix_ops.video.experiments.captioning import caption_split, write_captions
+from tokenmix_ops.video.experiments.data import check_captions, only_readable, open_data
 from tokenmix_ops.video.experiments.files import overridden
 from tokenmix_ops.video.experiments.retrieval import rank_split
-from tokenmix_ops.video.experiments.running import check_captions, open_data
 from tokenmix_ops.video.experiments.settings import Captioning, Opening, Retrieval, Videos
-from tokenmix_ops.video.metrics.captions import caption_scores, scorers
+from tokenmix_ops.video.metrics.captions import (
+    CaptionScores,
+    Tokenizer,
+    caption_scores,
+    scorers,
+)
+from tokenmix_ops.video.metrics.files import write_predictions
 
 E = TypeVar("E", Captioning, Retrieval)
 
@@ -38,24 +45,34 @@ def evaluate_captions(
     *,
     opening: Opening = _AS_IT_IS,
     num_beams: int | None = None,
+    max_unreadable: float = 0.0,
+    tokenizer: Tokenizer = "auto",
+    meteor: bool = True,
+    out: Path | None = None,
     **reading: Any,
-) -> tuple[dict[str, float] | None, dict[str, str]]:
-    """Figures and captions of a split; no figures on other processes than the first."""
+) -> tuple[CaptionScores | None, dict[str, str]]:
+    """Scores and captions of a split; no scores on other processes than the first.
+
+    The captions are in ``out``, COCO-style JSON, before they are scored.
+    Figures are of fewer videos, and say so, if some may be and are left out as unreadable.
+    """
     scorers()
     loaded, experiment = open_model(checkpoint, Captioning(), opening)
     if num_beams is not None:
         experiment = replace(experiment, decoding=replace(experiment.decoding, num_beams=num_beams))
-    experiment = _reading(experiment, reading)
-    manifest = open_data(Videos(data, root), split)
-    check_captions(manifest, split, each=True)
+    experiment = _reading(_of(experiment, data, root, max_unreadable), reading)
     accelerator = start_accelerator(experiment.training)
-    loaded.model.to(accelerator.device)
     with _progress(accelerator) as progress:
+        manifest = _open_split(experiment, split, accelerator, progress)
+        check_captions(manifest, split, each=True)
+        loaded.model.to(accelerator.device)
         captions = caption_split(loaded, manifest, split, experiment, accelerator, progress)
     if not accelerator.is_main_process:
         return None, captions
     references = {video.video_id: video.captions for video in manifest.of_split(split)}
-    return caption_scores(captions, references), captions
+    if out is not None:
+        write_predictions(out, captions)
+    return caption_scores(captions, references, tokenizer=tokenizer, meteor=meteor), captions
 
 
 def evaluate_ranking(
@@ -66,17 +83,21 @@ def evaluate_ranking(
     *,
     opening: Opening = _AS_IT_IS,
     rerank: int | None = None,
+    max_unreadable: float = 0.0,
     **reading: Any,
 ) -> dict[str, float] | None:
-    """Retrieval figures of a split; None on other processes than the first."""
+    """Retrieval figures of a split; None on other processes than the first.
+
+    They are of fewer videos, and say so, if some may be and are left out as unreadable.
+    """
     loaded, experiment = open_model(checkpoint, Retrieval(), opening)
     if rerank is not None:
         experiment = replace(experiment, rerank=rerank)
-    experiment = _reading(experiment, reading)
-    manifest = open_data(Videos(data, root), split)
+    experiment = _reading(_of(experiment, data, root, max_unreadable), reading)
     accelerator = start_accelerator(experiment.training)
-    loaded.model.to(accelerator.device)
     with _progress(accelerator) as progress:
+        manifest = _open_split(experiment, split, accelerator, progress)
+        loaded.model.to(accelerator.device)
         figures = rank_split(loaded, manifest, split, experiment, accelerator, progress)
     return figures if accelerator.is_main_process else None
 
@@ -104,9 +125,10 @@ def predict_captions(
     accelerator = start_accelerator(_reading(experiment, {"precision": precision}).training)
     captioner.to(accelerator.device)
     torch.manual_seed(seed)
+    reads = experiment.videos
     for path in videos:
         try:
-            clip = read_clip(path, captioner.encoder.num_frames, captioner.encoder.image_size)
+            clip = read_clip(path, reads.num_frames, reads.image_size, fps=reads.fps)
         except ClipError as error:
             yield path, [], str(error)
             continue
@@ -149,39 +171,56 @@ def open_model(checkpoint: str, default: E, opening: Opening = _AS_IT_IS) -> tup
             image_size=opening.image_size,
             tokenizer=opening.tokenizer,
         )
-        return whole, default
+        encoder = whole.model.encoder
+        videos = Videos(
+            num_frames=encoder.num_frames, image_size=encoder.image_size, fps=opening.fps
+        )
+        return whole, replace(default, videos=videos)
     loaded, description = load_checkpoint(checkpoint, opening.model, opening.tokenizer)
     if description.task != task:
         raise ValueError(f"{checkpoint} is of task {description.task}, wanted {task}")
+    settings = {name: value for name, value in description.settings.items() if name != "task"}
+    try:
+        experiment = overridden(default, settings)
+    except ValueError as error:
+        raise ValueError(f"{checkpoint}: {error}") from error
     for flag, wanted, own in (
         ("--num-frames", opening.num_frames, description.num_frames),
         ("--image-size", opening.image_size, description.image_size),
+        ("--fps", opening.fps, experiment.videos.fps),
     ):
         if wanted not in (None, own):
             raise ValueError(
                 f"{checkpoint} was trained with {flag} {own}, got {wanted}: leave it out"
             )
-    settings = {name: value for name, value in description.settings.items() if name != "task"}
-    try:
-        return loaded, overridden(default, settings)
-    except ValueError as error:
-        raise ValueError(f"{checkpoint}: {error}") from error
+    return loaded, experiment
 
 
-class _Evaluation(Progress):
-    """Shows how far an evaluation alone is, on standard error."""
-
-    def __init__(self, console: Console) -> None:
-        super().__init__(console, total=0, done=0, per_epoch=1)
-
-    def __enter__(self) -> Progress:
-        self.bar.start()
-        return self
-
-
-def _progress(accelerator: Accelerator) -> Progress:
+def _progress(accelerator: Accelerator) -> Evaluation:
     quiet = not accelerator.is_main_process
-    return _Evaluation(Console(stderr=True, quiet=quiet, highlight=False))
+    return Evaluation(Console(stderr=True, quiet=quiet, highlight=False))
+
+
+def _of(experiment: E, data: Path, root: Path | None, max_unreadable: float) -> E:
+    """The experiment with other videos, read as its own."""
+    videos = replace(
+        experiment.videos,
+        data=data,
+        root=root,
+        max_unreadable=max_unreadable,
+        strict=False,
+        cache=None,
+    )
+    return replace(experiment, videos=videos)
+
+
+def _open_split(
+    experiment: Captioning | Retrieval, split: str, accelerator: Accelerator, progress: Progress
+) -> Manifest:
+    videos = experiment.videos
+    manifest = open_data(videos, split, say=progress.say)
+    workers = experiment.training.workers
+    return only_readable(manifest, split, videos, workers, accelerator, progress)
 
 
 def _reading(experiment: E, reading: dict[str, Any]) -> E:

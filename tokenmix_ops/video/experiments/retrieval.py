@@ -99,7 +99,7 @@ def rank_split(
     """Retrieval figures of a split, its videos shared out among the processes."""
     model = loaded.model
     assert isinstance(model, VideoRetriever)
-    clips, loader = split_clips(manifest, split, model.encoder, experiment.training, accelerator)
+    clips, loader = split_clips(manifest, split, model.encoder, experiment, accelerator)
     pairs = [(row, text) for row, video in enumerate(clips.videos) for text in video.captions]
     if not pairs:
         raise ValueError(f"no video of split {split!r} has a text to be found by")

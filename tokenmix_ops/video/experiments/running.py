@@ -3,63 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from tokenmix_ops.video.data.dataset import CaptionedClips
-from tokenmix_ops.video.data.manifest import Manifest, missing, read_manifest
+from tokenmix_ops.video.data.unreadable import Unreadable
 from tokenmix_ops.video.engine.files import replace_text
 from tokenmix_ops.video.engine.placement import start_accelerator
+from tokenmix_ops.video.engine.progress import Evaluation, say
 from tokenmix_ops.video.engine.store import Store
 from tokenmix_ops.video.engine.task import Task
 from tokenmix_ops.video.engine.together import raised_on_all
 from tokenmix_ops.video.engine.training import train
 from tokenmix_ops.video.experiments.building import start
 from tokenmix_ops.video.experiments.captioning import CaptionBatch, CaptioningTask
+from tokenmix_ops.video.experiments.data import (
+    check_captions,
+    only_readable,
+    open_cache,
+    open_data,
+)
 from tokenmix_ops.video.experiments.files import as_yaml, plain, read_experiment
 from tokenmix_ops.video.experiments.retrieval import RetrievalTask, TextBatch
-from tokenmix_ops.video.experiments.settings import Captioning, Retrieval, Videos
+from tokenmix_ops.video.experiments.settings import Captioning, Retrieval
 
 EXPERIMENT_FILE = "experiment.yaml"
-
-
-def open_data(videos: Videos, *splits: str) -> Manifest:
-    """The videos of an experiment.
-
-    Raises ValueError if none are named, a split is empty, or files of a split are not there.
-    """
-    if videos.data is None:
-        raise ValueError(
-            "no data given: pass --data FILE.jsonl, with one video a line (video, video_id, "
-            "captions, split); tokenmix data shapes FOLDER writes a small one to try"
-        )
-    try:
-        manifest = read_manifest(videos.data, videos.root)
-    except OSError as error:
-        raise ValueError(f"--data {videos.data} cannot be read: {error.strerror}") from error
-    for split in splits:
-        absent = missing(manifest, split)
-        if absent:
-            shown = ", ".join(str(manifest.path_of(video)) for video in absent[:3])
-            raise ValueError(
-                f"{len(absent)} of {len(manifest.of_split(split))} videos of split {split!r} are "
-                f"not there: {shown}{', ...' if len(absent) > 3 else ''}; is --root right?"
-            )
-    return manifest
-
-
-def check_captions(manifest: Manifest, split: str, *, each: bool) -> None:
-    """Raises ValueError if a split cannot be evaluated: none of its videos, or not ``each``, has
-    captions."""
-    videos = manifest.of_split(split)
-    without = [video.video_id for video in videos if not video.captions]
-    if len(without) == len(videos) or (each and without):
-        raise ValueError(
-            f"{len(without)} of {len(videos)} videos of split {split!r} have no captions to "
-            f"compare with: {', '.join(without[:3])}{', ...' if len(without) > 3 else ''}"
-        )
 
 
 def run(
@@ -72,13 +43,18 @@ def run(
     """Trains as an experiment says, into a folder of its own; returns the final figures.
 
     The folder holds experiment.yaml, best.safetensors and last.safetensors with what was updated,
-    the curve, and the states to resume from. Raises ValueError for data, a model or settings that
-    do not fit together, and if ``resume`` meets another experiment; see `train` for the rest.
+    the curve, the states to resume from, and unreadable.jsonl, if videos could not be read. Raises
+    ValueError for data, a model or settings that do not fit together, and if ``resume`` meets
+    another experiment; see `train` for the rest.
     """
-    selecting = experiment.videos.select_on
+    videos = experiment.videos
+    accelerator = start_accelerator(experiment.training)
+    main = accelerator.is_main_process
+    console = (console or Console()) if main else Console(quiet=True)
+    selecting = videos.select_on
     splits = ["train"] if selecting == "none" else ["train", selecting]
     try:
-        manifest = open_data(experiment.videos, *splits)
+        manifest = open_data(videos, *splits, say=partial(say, console))
     except ValueError as error:
         if selecting != "none" and f"split is {selecting!r}" in str(error):
             raise ValueError(
@@ -88,27 +64,41 @@ def run(
         raise
     if selecting != "none":
         check_captions(manifest, selecting, each=isinstance(experiment, Captioning))
+    unreadable = Unreadable(
+        out / "unreadable.jsonl", manifest.of_split("train"), videos.max_unreadable
+    )
     clips = CaptionedClips(
         manifest,
         "train",
-        num_frames=experiment.videos.num_frames,
-        size=experiment.videos.image_size,
+        num_frames=videos.num_frames,
+        size=videos.image_size,
+        fps=videos.fps,
+        cache=open_cache(videos),
         seed=experiment.training.seed,
+        unreadable=unreadable,
     )
-    Store(out).check(resume)
+    with raised_on_all():
+        Store(out).check(resume)
     if resume and (out / EXPERIMENT_FILE).exists():
         _same(read_experiment(out / EXPERIMENT_FILE), experiment, out)
     captions = [caption for _, caption in clips.pairs]
-    main = start_accelerator(experiment.training).is_main_process
     # The first process writes, a small model and what was downloaded too; the others then read.
     with raised_on_all():
         if main:
             loaded = start(experiment, captions, out, anew=not resume)
             out.mkdir(parents=True, exist_ok=True)
+            if not resume:
+                unreadable.path.unlink(missing_ok=True)
             replace_text(out / EXPERIMENT_FILE, as_yaml(experiment))
     with raised_on_all():
         if not main:
             loaded = start(experiment, captions, out)
+    if selecting != "none":
+        # An hour of training should not end where its evaluation begins.
+        with Evaluation(console) as progress:
+            manifest = only_readable(
+                manifest, selecting, videos, experiment.training.workers, accelerator, progress
+            )
     task: Task
     collate: Callable[[list[Any]], Any]
     if isinstance(experiment, Captioning):
@@ -126,6 +116,7 @@ def run(
         resume=resume,
         select_on=None if selecting == "none" else selecting,
         console=console,
+        remark=unreadable.remark,
     )
 
 
@@ -139,7 +130,10 @@ def _same(earlier: Captioning | Retrieval, experiment: Captioning | Retrieval, o
         )
 
 
-_FREE = ("training.workers", "training.save_every", "videos.data", "videos.root")
+_FREE = (
+    *("training.workers", "training.save_every"),
+    *(f"videos.{name}" for name in ("data", "root", "cache", "cache_gib", "max_unreadable")),
+)
 
 
 def _flat(settings: dict[str, Any], where: str = "") -> dict[str, Any]:

@@ -16,19 +16,39 @@ Split = Literal["train", "val", "test"]
 
 @dataclass(frozen=True)
 class Videos:
-    """Which videos, and how they are read."""
+    """Which videos, and how they are read; ValueError for numbers out of range."""
 
     data: Path | None = None
     """JSON lines, one video a line: video, video_id, captions, split, and start, end in seconds."""
     root: Path | None = None
     """Folder that the paths in the data start from; by default the one of the data."""
+    strict: bool = False
+    """Stop at duplicates, blank captions and unknown splits in the data; else they are left out."""
+    max_unreadable: float = 0.1
+    """Share of a split's videos that may be missing or unreadable; they are skipped and listed."""
     num_frames: int = 8
     """Frames of a video that the model sees."""
+    fps: float | None = None
+    """Frames a second that the model's are chosen from; the authors extracted 3 to 5; by default
+    all that a video has."""
+    cache: Path | None = None
+    """Folder that keeps decoded frames from one epoch to the next; needs --fps to stay small."""
+    cache_gib: float = 50.0
+    """Most space that the cache may take."""
     image_size: int = 224
     """Side of a frame in pixels; the model's position embeddings are resized to it."""
     select_on: Literal["val", "test", "none"] = "val"
     """Split by which the best epoch is chosen. The authors chose on the test split; "none" keeps
     the last epoch."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_unreadable < 1:
+            raise ValueError(
+                f"max_unreadable is {self.max_unreadable}, it must be at least 0 and below 1"
+            )
+        for name, value in (("fps", self.fps), ("cache_gib", self.cache_gib)):
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"{name} is {value}, it must be above 0")
 
 
 @dataclass(frozen=True)
@@ -133,6 +153,8 @@ class Opening:
     """Frames of a video for a whole model: by default those that export noted, or 8."""
     image_size: int | None = None
     """Side of a frame in pixels for a whole model: by default what export noted, or 224."""
+    fps: float | None = None
+    """Frames a second to choose from, for a whole model: by default all that a video has."""
 
 
 def _check_drop_path(drop_path: float) -> None:

@@ -1,0 +1,686 @@
+"""Every data set's files become the one format, with the official counts and all captions."""
+
+import json
+import os
+import pickle
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tokenmix_ops.video.data.manifest import (
+    Video,
+    missing,
+    read_manifest,
+    summary,
+    write_manifest,
+)
+from tokenmix_ops.video.data.prepare import DATASETS, prepare
+
+
+def write(folder, files, mark=""):
+    """Files by name: text as it is, after the mark, pickles as bytes, all else as JSON."""
+    folder.mkdir(exist_ok=True)
+    for name, content in files.items():
+        if isinstance(content, bytes):
+            (folder / name).write_bytes(content)
+        else:
+            text = content if isinstance(content, str) else json.dumps(content)
+            (folder / name).write_bytes((mark + text).encode())
+    return folder
+
+
+def touch(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"")
+    return folder
+
+
+def held(prepared):
+    """Videos and captions of each split, and the official number of videos."""
+    return {one.split: (one.videos, one.captions, one.official) for one in prepared.counts}
+
+
+def kinds(prepared, but="missing video"):
+    return [problem.kind for problem in prepared.problems if problem.kind != but]
+
+
+@pytest.fixture
+def videos(tmp_path):
+    (tmp_path / "videos").mkdir()
+    return tmp_path / "videos"
+
+
+# Each data set in small: its files, options, and the videos that they hold.
+
+
+def msrvtt_video(name, split):
+    number = int(name.removeprefix("video"))
+    times = {"start time": 137.72, "end time": 149.44, "category": 9}
+    return {"video_id": name, "id": number, "split": split, "url": "https://x", **times}
+
+
+def msrvtt_sentence(name, caption, number=0):
+    return {"sen_id": number, "video_id": name, "caption": caption}
+
+
+MSRVTT = {
+    "videos": [
+        msrvtt_video("video0", "train"),
+        msrvtt_video("video1", "validate"),
+        msrvtt_video("video2", "test"),
+        msrvtt_video("video3", "train"),
+    ],
+    "sentences": [
+        msrvtt_sentence("video2", "a man sings"),
+        msrvtt_sentence("video0", "a car is shown"),
+        msrvtt_sentence("video1", "a cat, they say"),
+        msrvtt_sentence("video0", "a car is shown"),
+        msrvtt_sentence("video3", "people \u2028dance"),
+    ],
+}
+MSRVTT_PARTS = {
+    "train_val_videodatainfo.json": {
+        "info": {"year": "2016"},
+        "videos": [v for v in MSRVTT["videos"] if v["split"] != "test"],
+        "sentences": MSRVTT["sentences"][1:],
+    },
+    "test_videodatainfo.json": {
+        "videos": [v for v in MSRVTT["videos"] if v["split"] == "test"],
+        "sentences": MSRVTT["sentences"][:1],
+    },
+}
+MSRVTT_WANTED = {
+    "video0": ("train", ["a car is shown", "a car is shown"]),
+    "video1": ("val", ["a cat, they say"]),
+    "video2": ("test", ["a man sings"]),
+    "video3": ("train", ["people \u2028dance"]),
+}
+MSRVTT_LISTS = {
+    "MSRVTT_data.json": MSRVTT,
+    "MSRVTT_train.9k.csv": "video_id\r\nvideo0\r\nvideo1\r\n",
+    "MSRVTT_train.7k.csv": "video_id\nvideo3\n",
+    "MSRVTT_JSFUSION_test.csv": (
+        "key,vid_key,video_id,sentence\n"
+        'ret0,msr2,video2,"a man, ""the singer"", sings"\nret1,msr9,video9,a dog\n'
+    ),
+}
+TESTED = {"video2": ("test", ['a man, "the singer", sings']), "video9": ("test", ["a dog"])}
+
+MSVD_LISTS = {
+    "train_list.txt": "-4wsuPCjDBc_5_15\n\n_UqqJdpVhhE_7_10.avi\n",
+    "val_list.txt": "c_1_2\r\n",
+    "test_list.txt": "d_1_2",
+}
+MSVD_TEXT = (
+    "# MSR Video Description Corpus\n#id caption\n\n"
+    "-4wsuPCjDBc_5_15 a squirrel is eating\n"
+    "c_1_2 a man cooks\n"
+    "-4wsuPCjDBc_5_15 a squirrel eats a nut\n"
+    "_UqqJdpVhhE_7_10 un caf\u00e9\r\nd_1_2 #1 fan sings\n"
+)
+MSVD_WANTED = {
+    "-4wsuPCjDBc_5_15": ("train", ["a squirrel is eating", "a squirrel eats a nut"]),
+    "_UqqJdpVhhE_7_10": ("train", ["un caf\u00e9"]),
+    "c_1_2": ("val", ["a man cooks"]),
+    "d_1_2": ("test", ["#1 fan sings"]),
+}
+MSVD_TOKENS = {name: [text.split() for text in texts] for name, (_, texts) in MSVD_WANTED.items()}
+
+VATEX = {
+    "vatex_training_v1.0.json": [
+        {"videoID": "G9zN5TTuGO4_000179_000189", "enCap": ["a", "b"], "chCap": ["\u732b"]},
+        {"videoID": "a_b-c_d_e_f_000000_000010", "enCap": ["c"]},
+    ],
+    "vatex_validation_v1.0.json": [{"videoID": "x-_000005_000015", "enCap": ["d"]}],
+    "vatex_public_test_english_v1.1.json": [{"videoID": "plain", "enCap": ["e"]}],
+}
+VATEX_WANTED = {
+    "G9zN5TTuGO4_000179_000189": ("train", ["a", "b"]),
+    "a_b-c_d_e_f_000000_000010": ("train", ["c"]),
+    "x-_000005_000015": ("val", ["d"]),
+    "plain": ("test", ["e"]),
+}
+
+FILM = "0001_American_Beauty_00.00.51.926-00.00.54.129"
+OTHER_FILM = "1001_Flight_00.01.00.000-00.01.02.500"
+
+
+def lsmdc_line(clip, sentence):
+    return f"{clip}\t00.00.51.926\t00.00.54.129\t00.00.51.9\t00.00.54.1\t{sentence}\n"
+
+
+LSMDC = {
+    "LSMDC16_annos_training.csv": lsmdc_line(FILM, 'SOMEONE says "hi"\t& leaves.')
+    + lsmdc_line(FILM, '"An open quote.'),
+    "LSMDC16_annos_val.csv": lsmdc_line("b", "He runs.").replace("\n", "\r\n"),
+    "LSMDC16_annos_test.csv": lsmdc_line("unused", "She waits."),
+    "LSMDC16_challenge_1000_publictect.csv": lsmdc_line(OTHER_FILM, "It flies."),
+}
+LSMDC_WANTED = {
+    FILM: ("train", ['SOMEONE says "hi"\t& leaves.', '"An open quote.']),
+    "b": ("val", ["He runs."]),
+    OTHER_FILM: ("test", ["It flies."]),
+}
+
+# The protocol is that of Python 2, whose strings are bytes.
+PYTHON2 = b"(dp0\nS'c_1_2'\np1\n(lp2\n(lp3\nS'a'\np4\naS'man'\np5\naS'cooks'\np6\naas."
+PYTHON2_BINARY = b"\x80\x02}q\x00U\x05c_1_2q\x01]q\x02]q\x03(U\x01aU\x05caf\xc3\xa9eas."
+
+FORMS = {
+    "msrvtt": ("msrvtt", {"MSRVTT_data.json": MSRVTT}, {}, MSRVTT_WANTED),
+    "msrvtt in parts": ("msrvtt", MSRVTT_PARTS, {}, MSRVTT_WANTED),
+    "msrvtt whole and in parts": (
+        "msrvtt",
+        {**MSRVTT_PARTS, "MSRVTT_data.json": MSRVTT},
+        {},
+        MSRVTT_WANTED,
+    ),
+    "msrvtt 9k": (
+        "msrvtt",
+        MSRVTT_LISTS,
+        {"task": "retrieval"},
+        {
+            **TESTED,
+            "video0": MSRVTT_WANTED["video0"],
+            "video1": ("train", ["a cat, they say"]),
+        },
+    ),
+    "msrvtt 7k": (
+        "msrvtt",
+        MSRVTT_LISTS,
+        {"task": "retrieval", "training_list": "7k"},
+        {**TESTED, "video3": MSRVTT_WANTED["video3"]},
+    ),
+    "msrvtt 1k-A alone": (
+        "msrvtt",
+        {"MSRVTT_JSFUSION_test.csv": MSRVTT_LISTS["MSRVTT_JSFUSION_test.csv"]},
+        {"task": "retrieval"},
+        TESTED,
+    ),
+    "msvd": ("msvd", {**MSVD_LISTS, "AllVideoDescriptions.txt": MSVD_TEXT}, {}, MSVD_WANTED),
+    **{
+        f"msvd, pickle {protocol}": (
+            "msvd",
+            {**MSVD_LISTS, "raw-captions.pkl": pickle.dumps(MSVD_TOKENS, protocol)},
+            {},
+            MSVD_WANTED,
+        )
+        for protocol in range(pickle.HIGHEST_PROTOCOL + 1)
+    },
+    "msvd, Python 2's pickle": (
+        "msvd",
+        {"val_list.txt": "c_1_2", "raw-captions.pkl": PYTHON2},
+        {},
+        {"c_1_2": ("val", ["a man cooks"])},
+    ),
+    "msvd, Python 2's binary pickle": (
+        "msvd",
+        {"val_list.txt": "c_1_2", "raw-captions.pkl": PYTHON2_BINARY},
+        {},
+        {"c_1_2": ("val", ["a caf\u00e9"])},
+    ),
+    "vatex": ("vatex", VATEX, {}, VATEX_WANTED),
+    "lsmdc": ("lsmdc", LSMDC, {}, LSMDC_WANTED),
+}
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["", "BOM"])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_form_becomes_the_one_format(tmp_path, videos, form, mark):
+    dataset, files, options, wanted = FORMS[form]
+    folder = write(tmp_path / "annotations", files, mark)
+    prepared = prepare(dataset, [folder], videos, tmp_path, **options)
+    assert {v.video_id: (v.split, list(v.captions)) for v in prepared.videos} == wanted
+    assert kinds(prepared) == []
+    assert summary(prepared.problems).startswith(f"{len(wanted)} missing video")
+    assert all((v.start, v.end) == (None, None) for v in prepared.videos)
+    path = write_manifest(tmp_path / "videos.jsonl", prepared.videos)
+    assert read_manifest(path, strict=True).videos == prepared.videos
+    named = [folder / name for name in files]
+    assert prepare(dataset, named, videos, tmp_path, **options) == prepared
+
+
+def spread(counts):
+    """(number, split) of as many videos as a data set has, splits one after the other."""
+    number = 0
+    for split, count in counts.items():
+        for _ in range(count):
+            yield number, split
+            number += 1
+
+
+def full_msrvtt():
+    names = {"train": "train", "val": "validate", "test": "test"}
+    data = {"videos": [], "sentences": []}
+    for number, split in spread({"train": 6513, "val": 497, "test": 2990}):
+        data["videos"].append(msrvtt_video(f"video{number}", names[split]))
+        for i in range(2):
+            said = f"sentence {i} of {number}"
+            data["sentences"].append(msrvtt_sentence(f"video{number}", said, 2 * number + i))
+    tested = range(9000, 10000)
+    return {
+        "MSRVTT_data.json": data,
+        "MSRVTT_train.9k.csv": "video_id\n" + "".join(f"video{i}\n" for i in range(9000)),
+        "MSRVTT_train.7k.csv": "video_id\n" + "".join(f"video{i}\n" for i in range(7010)),
+        "MSRVTT_JSFUSION_test.csv": "key,vid_key,video_id,sentence\n"
+        + "".join(f"ret{i},msr{i},video{i},number {i}\n" for i in tested),
+    }
+
+
+def full_msvd():
+    lists = {"train": "", "val": "", "test": ""}
+    text = "# a corpus\n"
+    for number, split in spread({"train": 1200, "val": 100, "test": 670}):
+        lists[split] += f"vid_{number}_9\n"
+        text += f"vid_{number}_9 one\nvid_{number}_9 two\n"
+    return {f"{split}_list.txt": ids for split, ids in lists.items()} | {
+        "AllVideoDescriptions.txt": text
+    }
+
+
+def full_vatex():
+    entries = {"train": [], "val": [], "test": []}
+    for number, split in spread({"train": 25991, "val": 3000, "test": 6000}):
+        entries[split].append(
+            {"videoID": f"{number:011d}_000010_000020", "enCap": ["one"], "chCap": []}
+        )
+    return dict(zip(VATEX, entries.values(), strict=True))
+
+
+def full_lsmdc():
+    lines = {"train": [], "val": [], "test": []}
+    for number, split in spread({"train": 101079, "val": 7408, "test": 1000}):
+        clip = f"{number // 700:04d}_A_Film_00.00.00.000-00.00.00.{number}"
+        lines[split].append(lsmdc_line(clip, "SOMEONE waits."))
+    names = [name for name in LSMDC if name != "LSMDC16_annos_test.csv"]
+    return {name: "".join(own) for name, own in zip(names, lines.values(), strict=True)}
+
+
+FULL = {
+    "msrvtt": (
+        full_msrvtt,
+        {},
+        {"train": (6513, 13026, 6513), "val": (497, 994, 497), "test": (2990, 5980, 2990)},
+    ),
+    "msrvtt 9k": (
+        full_msrvtt,
+        {"task": "retrieval"},
+        {"train": (9000, 18000, 9000), "test": (1000, 1000, 1000)},
+    ),
+    "msrvtt 7k": (
+        full_msrvtt,
+        {"task": "retrieval", "training_list": "7k"},
+        {"train": (7010, 14020, 7010), "test": (1000, 1000, 1000)},
+    ),
+    "msvd": (
+        full_msvd,
+        {},
+        {"train": (1200, 2400, 1200), "val": (100, 200, 100), "test": (670, 1340, 670)},
+    ),
+    "vatex": (
+        full_vatex,
+        {},
+        {"train": (25991, 25991, 25991), "val": (3000, 3000, 3000), "test": (6000, 6000, 6000)},
+    ),
+    "lsmdc": (
+        full_lsmdc,
+        {},
+        {
+            "train": (101079, 101079, 101079),
+            "val": (7408, 7408, 7408),
+            "test": (1000, 1000, 1000),
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FULL)
+def test_official_splits_have_their_counts(tmp_path, videos, case):
+    files, options, wanted = FULL[case]
+    folder = write(tmp_path / "annotations", files())
+    prepared = prepare(case.split()[0], [folder], videos, tmp_path, **options)
+    assert held(prepared) == wanted
+    assert kinds(prepared) == []
+
+
+def test_spans_of_videos_cut_and_uncut(tmp_path, videos):
+    folder = write(tmp_path / "annotations", VATEX)
+    cut, uncut = "G9zN5TTuGO4_000179_000189", "a_b-c_d_e_f_000000_000010"
+    touch(videos, f"{cut}.mp4", "G9zN5TTuGO4.mp4", "deep/er/a_b-c_d_e_f.MKV", "x-/0.jpg")
+    prepared = prepare("vatex", [folder], videos, tmp_path)
+    found = {v.video_id: (v.video, v.start, v.end) for v in prepared.videos}
+    assert found[cut] == (f"videos/{cut}.mp4", None, None)
+    assert found[uncut] == ("videos/deep/er/a_b-c_d_e_f.MKV", 0.0, 10.0)
+    # Images have no clock, so the span could not be found in them.
+    assert found["x-_000005_000015"] == ("videos/x-_000005_000015.mp4", None, None)
+    assert [p.what for p in prepared.problems if "x-" in p.what] == [
+        "video 'x-_000005_000015' is not in the videos' folder, for one as x-_000005_000015.mp4; "
+        "x- is a folder of images, without a clock to find the span by"
+    ]
+    (videos / f"{cut}.mp4").unlink()
+    prepared = prepare("vatex", [folder], videos, tmp_path)
+    assert prepared.videos[0] == Video(
+        "videos/G9zN5TTuGO4.mp4", cut, ("a", "b"), "train", 179.0, 189.0
+    )
+
+
+def test_msrvtt_has_times_only_where_the_video_is_uncut(tmp_path, videos):
+    data = json.loads(json.dumps(MSRVTT))
+    youtube = ["9lZi22qLlEo", "w4JM08PDEng", "-x_QuGTWOc", "other"]
+    for video, name in zip(data["videos"], youtube, strict=True):
+        video["url"] = f"https://www.youtube.com/watch?v={name}"
+    data["videos"][3]["url"] = "https://example.org/other"
+    folder = write(tmp_path / "annotations", {**MSRVTT_LISTS, "MSRVTT_data.json": data})
+    touch(videos, "video0.mp4", *(f"{name}.mkv" for name in youtube))
+    for options in ({}, {"task": "retrieval"}):
+        prepared = prepare("msrvtt", folder, videos, tmp_path, **options)
+        found = {v.video_id: (v.video, v.start, v.end) for v in prepared.videos}
+        assert found["video0"] == ("videos/video0.mp4", None, None)
+        assert found["video1"] == ("videos/w4JM08PDEng.mkv", 137.72, 149.44)
+        assert found["video2"] == ("videos/-x_QuGTWOc.mkv", 137.72, 149.44)
+    assert prepare("msrvtt", folder, videos, tmp_path).videos[3].video == "videos/video3.mp4"
+
+
+def test_a_file_named_outright_comes_before_one_that_is_found(tmp_path, videos):
+    folder = write(tmp_path / "annotations", {"MSRVTT_data.json": MSRVTT})
+    other = {**MSRVTT, "videos": MSRVTT["videos"][:1]}
+    write(folder / "other", {"MSRVTT_data.json": other, "annotations.json": "not read"})
+    given = [folder, folder / "other" / "MSRVTT_data.json"]
+    assert [video.video_id for video in prepare("msrvtt", given, videos).videos] == ["video0"]
+
+
+@given(st.text("aZ0_-", min_size=1), st.integers(0, 999999), st.integers(0, 999999))
+def test_a_span_is_split_from_the_right(youtube, start, end):
+    span = DATASETS["vatex"]._span(f"{youtube}_{start:06d}_{end:06d}")
+    assert span == ((youtube, start, end) if start < end else None)
+
+
+def test_films_have_folders(tmp_path, videos):
+    folder = write(tmp_path / "annotations", LSMDC)
+    touch(videos, f"avi/1001_Flight/{OTHER_FILM}.avi")
+    prepared = prepare("lsmdc", [folder], videos, tmp_path)
+    assert {v.video_id: v.video for v in prepared.videos} == {
+        FILM: f"videos/0001_American_Beauty/{FILM}.avi",
+        "b": "videos/b.avi",
+        OTHER_FILM: f"videos/avi/1001_Flight/{OTHER_FILM}.avi",
+    }
+    assert [one.missing for one in prepared.counts] == [1, 1, 0]
+
+
+LISTS = {
+    "the authors', for training": (
+        [{"video": "video1", "caption": "a"}, {"video": "video1", "caption": "b"}],
+        {"video1": ["a", "b"]},
+    ),
+    "the authors', for evaluation": (
+        [{"video": "video6968", "caption": ["a", "b"], "video_id": 6968}],
+        {"video6968": ["a", "b"]},
+    ),
+    "the authors', for training retrieval": (
+        [{"image": "video1", "image_id": "video1", "caption": "a"}],
+        {"video1": ["a"]},
+    ),
+    "the authors', for evaluating retrieval": (
+        [{"image": "video9770", "caption": ["a person"]}],
+        {"video9770": ["a person"]},
+    ),
+    "LAVIS's": (
+        [
+            {"video": "video0.mp4", "caption": "a", "image_id": 0},
+            {"video": "video0.mp4", "caption": "b", "image_id": "video0"},
+            {"video": "c.webm", "caption": ["d"], "image_id": 1},
+        ],
+        {"video0": ["a", "b"], "c": ["d"]},
+    ),
+    "COCO's": (
+        {
+            "annotations": [
+                {"image_id": 12, "id": 1, "caption": "a"},
+                {"image_id": 3, "id": 2, "caption": "b"},
+                {"image_id": 12, "id": 3, "caption": "c"},
+                {"image_id": 44, "id": 3, "caption": "d"},
+            ],
+            "images": [{"id": 3}, {"id": 12}, {"id": 44}],
+        },
+        {"video3": ["b"], "video12": ["a", "c"], "44": ["d"]},
+    ),
+    "COCO's with files": (
+        {
+            "annotations": [{"image_id": 7, "id": 1, "caption": "a"}],
+            "images": [{"id": 7, "file_name": "video12.mp4"}],
+        },
+        {"video12": ["a"]},
+    ),
+    "COCO's by name": ({"annotations": [{"image_id": "x", "caption": "a"}]}, {"x": ["a"]}),
+}
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+@pytest.mark.parametrize("case", LISTS)
+def test_lists(tmp_path, videos, case, split):
+    content, wanted = LISTS[case]
+    touch(videos, "video3.mp4", "video12.mp4", "44.mp4", "other44.mp4")
+    path = write(tmp_path / "a", {"mine.json": content}) / "mine.json"
+    prepared = prepare("lists", [], videos, tmp_path, splits={split: path})
+    assert {v.video_id: list(v.captions) for v in prepared.videos} == wanted
+    assert {v.split for v in prepared.videos} == {split}
+    assert kinds(prepared) == []
+    assert held(prepared) == {split: (len(wanted), sum(map(len, wanted.values())), None)}
+
+
+def test_a_number_that_several_videos_have_is_none_of_theirs(tmp_path, videos):
+    touch(videos, "a_5.mp4", "b_05.mp4", "c6.mp4")
+    train = [{"video": "c6", "caption": "c"}]
+    truth = {"annotations": [{"image_id": i, "caption": "a"} for i in (5, 6)]}
+    folder = write(tmp_path / "a", {"train.json": train, "val.json": truth})
+    splits = {"val": folder / "val.json", "train": folder / "train.json"}
+    prepared = prepare("lists", [], videos, tmp_path, splits=splits)
+    assert [(v.video_id, v.split) for v in prepared.videos] == [("c6", "train"), ("5", "val")]
+    assert [(p.kind, p.what) for p in prepared.problems] == [
+        (
+            "missing video",
+            "video '5' is not in the videos' folder, for one as 5.mp4; "
+            "several have its number: a_5, b_05",
+        ),
+        ("duplicate", "video 'c6' is listed already, for train"),
+    ]
+
+
+# What is wrong, in which data set; kinds of the problems and what stays.
+FLAWS = {
+    "msrvtt": (
+        "msrvtt",
+        {
+            "x.json": {
+                "videos": [
+                    *MSRVTT["videos"],
+                    msrvtt_video("video0", "test"),
+                    msrvtt_video("video5", "holdout"),
+                    msrvtt_video("video6", "train"),
+                    msrvtt_video("video7", "test"),
+                ],
+                "sentences": [
+                    *MSRVTT["sentences"],
+                    msrvtt_sentence("video0", "\t"),
+                    msrvtt_sentence("video5", "left out with its video"),
+                    msrvtt_sentence("video99", "whose?"),
+                ],
+            }
+        },
+        {},
+        ["duplicate", "unknown split", "empty caption", "unknown video", *["no captions"] * 2],
+        ["video0", "video1", "video2", "video3", "video7"],
+    ),
+    "msrvtt 9k": (
+        "msrvtt",
+        {**MSRVTT_LISTS, "MSRVTT_train.9k.csv": "video_id\nvideo0\nvideo77\nvideo2\nvideo0\n"},
+        {"task": "retrieval"},
+        ["unknown video", "duplicate", "duplicate"],
+        ["video2", "video9", "video0"],
+    ),
+    "msvd": (
+        "msvd",
+        {
+            **MSVD_LISTS,
+            "AllVideoDescriptions.txt": MSVD_TEXT + "d_1_2\nz_1_2 a\nz_1_2 b\n",
+            "test_list.txt": "d_1_2\nc_1_2\nnothing_1_2\n",
+        },
+        {},
+        ["duplicate", "empty caption", "unknown split", "no captions"],
+        [*MSVD_WANTED, "nothing_1_2"],
+    ),
+    "vatex": (
+        "vatex",
+        {
+            **VATEX,
+            "vatex_validation_v1.0.json": [
+                {"videoID": "plain", "enCap": ["", "d"]},
+                {"videoID": "plain", "enCap": ["e"]},
+            ],
+        },
+        {},
+        ["empty caption", "duplicate", "duplicate"],
+        ["G9zN5TTuGO4_000179_000189", "a_b-c_d_e_f_000000_000010", "plain"],
+    ),
+    "lsmdc": (
+        "lsmdc",
+        {
+            "LSMDC16_annos_training.csv": lsmdc_line(FILM, "He runs.") * 2
+            + "a\tb\n"
+            + lsmdc_line("c", " "),
+            "LSMDC16_annos_val.csv": lsmdc_line(FILM, "She runs."),
+        },
+        {},
+        ["duplicate", "short line", "empty caption", "duplicate", "no captions"],
+        [FILM],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FLAWS)
+def test_flaws_are_listed_and_fatal_if_asked(tmp_path, videos, case):
+    dataset, files, options, wanted, stay = FLAWS[case]
+    folder = write(tmp_path / "annotations", files)
+    given = [folder / name for name in files]
+    touch(videos, *(f"{name}.mp4" for name in stay))
+    prepared = prepare(dataset, given, videos, tmp_path, **options)
+    assert [problem.kind for problem in prepared.problems] == wanted
+    assert [video.video_id for video in prepared.videos] == stay
+    assert all(str(folder) in problem.where for problem in prepared.problems)
+    with pytest.raises(ValueError) as caught:
+        prepare(dataset, given, videos, tmp_path, strict=True, **options)
+    assert str(caught.value) == f"{prepared.problems[0].where}: {prepared.problems[0].what}"
+
+
+def test_flaws_of_lists(tmp_path, videos):
+    names = [{"video": "a", "caption": ["x", ""]}, {"video": "a", "caption": ["y"]}]
+    truth = {
+        "images": [{"id": "a"}, {"id": "b"}, {"id": "b"}],
+        "annotations": [
+            {"image_id": "a", "caption": "of another split"},
+            {"image_id": "b", "caption": "b"},
+            {"image_id": "c", "caption": "whose?"},
+        ],
+    }
+    folder = write(tmp_path / "annotations", {"a.json": names, "b.json": truth})
+    splits = {"train": folder / "a.json", "test": folder / "b.json"}
+    prepared = prepare("lists", [], touch(videos, "a.mp4", "b.mp4"), splits=splits)
+    assert kinds(prepared) == ["empty caption", "duplicate", *["duplicate"] * 2, "unknown video"]
+    assert [(v.video_id, v.captions) for v in prepared.videos] == [("a", ("x",)), ("b", ("b",))]
+
+
+def test_missing_videos_are_listed_and_dropped_if_asked(tmp_path, videos):
+    folder = write(tmp_path / "annotations", FORMS["msrvtt"][1])
+    touch(videos, "sub/video0.webm", "video1/1.jpg", "video1/2.jpg", ".video2.mp4")
+    (videos / "video3").mkdir()
+    prepared = prepare("msrvtt", [folder], videos, tmp_path)
+    assert {v.video_id: v.video for v in prepared.videos} == {
+        "video0": "videos/sub/video0.webm",
+        "video1": "videos/video1",
+        "video2": "videos/video2.mp4",
+        "video3": "videos/video3.mp4",
+    }
+    assert [one.missing for one in prepared.counts] == [1, 0, 1]
+    assert [p.kind for p in prepared.problems] == ["missing video"] * 2
+    kept = prepare("msrvtt", [folder], videos, tmp_path, drop_missing=True)
+    assert kept.videos == prepared.videos[:2]
+    assert kept.problems == prepared.problems
+    assert held(kept)["test"] == (0, 0, 2990)
+    path = write_manifest(tmp_path / "videos.jsonl", kept.videos)
+    assert missing(read_manifest(path), "train") == []
+    with pytest.raises(ValueError, match=r"videos\[2\]: video 'video2' is not in"):
+        prepare("msrvtt", [folder], videos, tmp_path, strict=True)
+    with pytest.raises(ValueError, match=r"^no video is left: 4 missing videos$"):
+        prepare("msrvtt", [folder], folder, tmp_path, drop_missing=True)
+
+
+def test_videos_of_one_name_are_listed(tmp_path, videos):
+    folder = write(tmp_path / "annotations", FORMS["msrvtt"][1])
+    touch(videos, "b/video0.mp4", "video0/0.png", "video0.avi", *(f"video{i}.mp4" for i in (1, 2)))
+    touch(videos, "video3.mp4", "unlisted.mp4", "x/unlisted.mp4")
+    prepared = prepare("msrvtt", [folder], videos, tmp_path)
+    assert [(p.kind, p.what) for p in prepared.problems] == [
+        (
+            "ambiguous video",
+            "video 'video0' is there as video0.avi, video0, b/video0.mp4; the first is taken",
+        )
+    ]
+    assert prepared.videos[0].video == "videos/video0.avi"
+
+
+@pytest.mark.parametrize("layout", ["beside", "inside", "above", "linked", "relative"])
+def test_paths_lead_from_the_manifest_to_the_videos(tmp_path, monkeypatch, layout):
+    videos = touch(tmp_path / "disk" / "videos", *(f"s/video{i}.mp4" for i in range(4)))
+    root = {"beside": tmp_path / "disk", "inside": videos, "above": videos / "s"}.get(
+        layout, tmp_path / "work" / "here"
+    )
+    root.mkdir(parents=True, exist_ok=True)
+    if layout == "linked":
+        (tmp_path / "link").symlink_to(root)
+        root = tmp_path / "link"
+    folder = write(tmp_path / "annotations", FORMS["msrvtt"][1])
+    if layout == "relative":
+        monkeypatch.chdir(root)
+        root, videos = ".", os.path.relpath(videos)
+    prepared = prepare("msrvtt", [folder], videos, root)
+    path = write_manifest(os.path.join(root, "videos.jsonl"), prepared.videos)
+    manifest = read_manifest(path)
+    assert [missing(manifest, split) for split in ("train", "val", "test")] == [[], [], []]
+    assert not any(os.path.isabs(video.video) for video in manifest.videos)
+
+
+REFUSED = {
+    "dataset": (("coco", []), {}, "dataset must be one of msrvtt, msvd, vatex, lsmdc, lists"),
+    "task": (("msvd", []), {"task": "x"}, "task must be one of captioning, retrieval, got 'x'"),
+    "list": (("msrvtt", []), {"training_list": "8k"}, "training_list must be one of 9k, 7k"),
+    "list for captioning": (
+        ("msrvtt", []),
+        {"training_list": "9k"},
+        "training_list is for retrieval on msrvtt alone",
+    ),
+    "lists without files": (("lists", []), {}, "lists takes a file for each split, train, val"),
+    "lists with a file": (("lists", ["x.json"]), {"splits": {"val": "x"}}, "and no others"),
+    "a split": (("lists", []), {"splits": {"dev": "x"}}, "splits are train, val, test, got 'dev'"),
+    "splits": (("msvd", []), {"splits": {"val": "x"}}, "files by split are for lists; msvd knows"),
+    "nothing": (("vatex", []), {}, r"none of vatex_training_v1\.0\.json, .* is in no file or"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_asked_is_refused(videos, case):
+    arguments, options, reason = REFUSED[case]
+    with pytest.raises(ValueError, match=reason):
+        prepare(*arguments, videos, **options)
+
+
+def test_progress_says_what_is_done(tmp_path, videos):
+    folder = write(tmp_path / "annotations", FORMS["msrvtt"][1])
+    touch(videos, *(f"{i}.mp4" for i in range(2001)))
+    said = []
+    prepare("msrvtt", [folder], videos, progress=lambda *event: said.append(event))
+    assert said == [
+        ("reading annotations", 0),
+        *[("looking for videos", count) for count in (0, 1000, 2000)],
+    ]

@@ -1,0 +1,396 @@
+"""Files that are wrong are refused by name and place; none runs code, none leads elsewhere."""
+
+import json
+import os
+import pickle
+import pickletools
+import re
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tokenmix_ops.video.data.manifest import summary
+from tokenmix_ops.video.data.prepare import prepare
+from tokenmix_ops.video.data.prepare.plain_pickle import load_plain
+from tokenmix_ops.video.data.prepare.reading import read_csv, read_text, video_name
+
+VIDEO = {"video_id": "video0", "split": "train"}
+SENTENCE = {"sen_id": 0, "video_id": "video0", "caption": "caf\u00e9"}
+MSRVTT = {"videos": [VIDEO], "sentences": [SENTENCE]}
+LSMDC_LINE = "a_clip\t1\t2\t1\t2\tun caf\u00e9\n"
+
+
+def read(tmp_path, dataset, name, content, **options):
+    """Prepares a data set from files by name, or one file and its content."""
+    for file, inside in (content if isinstance(content, dict) else {name: content}).items():
+        data = inside if isinstance(inside, bytes) else inside.encode()
+        (tmp_path / file).write_bytes(data)
+    (tmp_path / "videos").mkdir(exist_ok=True)
+    if dataset == "lists":
+        options["splits"] = {"train": tmp_path / name}
+    annotations = [] if dataset == "lists" else [tmp_path]
+    return prepare(dataset, annotations, tmp_path / "videos", tmp_path, **options)
+
+
+def refused(tmp_path, reason, *arguments, **options):
+    with pytest.raises(ValueError, match=reason) as caught:
+        read(tmp_path, *arguments, **options)
+    assert str(tmp_path) in str(caught.value)
+    assert len(str(caught.value)) < 700
+
+
+# A good file of each kind.
+FILES = {
+    "JSON": ("msrvtt", "MSRVTT_data.json", json.dumps(MSRVTT, ensure_ascii=False)),
+    "list": ("lists", "a.json", '[{"video": "a", "caption": "caf\u00e9"}]'),
+    "VATEX": ("vatex", "vatex_training_v1.0.json", '[{"videoID": "a", "enCap": ["caf\u00e9"]}]'),
+    "tabs": ("lsmdc", "LSMDC16_annos_training.csv", LSMDC_LINE),
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_wrong_encodings_are_named(tmp_path, kind):
+    dataset, name, text = FILES[kind]
+    assert read(tmp_path, dataset, name, text).videos[0].captions[0].endswith("caf\u00e9")
+    spaced = "\n\n" + text if dataset != "lsmdc" else LSMDC_LINE.replace("\u00e9", "e") * 2 + text
+    reason = rf"{re.escape(name)}, line 3: is not in UTF-8, for it has the byte 0xe9; convert"
+    refused(tmp_path, reason, dataset, name, spaced.encode("latin-1"))
+    for encoding in ("utf-16", "utf-16-be", "utf-16-le"):
+        mark = b"\xfe\xff" if encoding == "utf-16-be" else b""
+        content = mark + text.encode(encoding)
+        refused(tmp_path, "UTF-16|UTF-8|not JSON|NUL", dataset, name, content)
+    windows = b"\xef\xbb\xbf" + text.replace(", ", ",\r\n").encode()
+    assert len(read(tmp_path, dataset, name, windows).videos) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b" \n\r\n", b"\xef\xbb\xbf"], ids=repr)
+@pytest.mark.parametrize("kind", FILES)
+def test_empty_files_are_named(tmp_path, kind, content):
+    dataset, name, _ = FILES[kind]
+    refused(tmp_path, rf"{re.escape(name)} is empty$", dataset, name, content)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FILES if kind != "tabs"])
+def test_json_cut_off_is_named(tmp_path, kind):
+    dataset, name, text = FILES[kind]
+    for length in range(1, len(text)):
+        reason = rf"{re.escape(name)}, line 1: is not JSON: "
+        refused(tmp_path, reason, dataset, name, text[:length])
+    for deep in ("[" * 100_000, '{"videos":' * 100_000, "[" * 900 + "]" * 900):
+        refused(tmp_path, "is nested too deeply|is not JSON|must |lacks", dataset, name, deep)
+    refused(tmp_path, "must|is not JSON", dataset, name, "9" * 10_000)
+
+
+def broken(path, value):
+    """The good MSR-VTT file with a field replaced, or deleted if the value is ``...``."""
+    data = json.loads(json.dumps(MSRVTT))
+    inner = data
+    for step in path[:-1]:
+        inner = inner[step]
+    if value is ...:
+        del inner[path[-1]]
+    else:
+        inner[path[-1]] = value
+    return data
+
+
+FIELDS = {
+    "no videos": (broken(["videos"], ...), r"json: lacks 'videos', it has 'sentences'"),
+    "no sentences": (broken(["sentences"], ...), r"json: lacks 'sentences', it has 'videos'"),
+    "videos": (broken(["videos"], {}), r"json: 'videos' must be a list, got \{\}"),
+    "a video": (broken(["videos", 0], 7), r"videos\[0\]: must be an object, got 7"),
+    "no id": (broken(["videos", 0, "video_id"], ...), r"videos\[0\]: lacks 'video_id'"),
+    "id": (broken(["videos", 0, "video_id"], 7), r"videos\[0\]: 'video_id' must be a string, got"),
+    "no split": (broken(["videos", 0, "split"], ...), r"videos\[0\]: lacks 'split'"),
+    "split": (broken(["videos", 0, "split"], ["train"]), r"'split' must be a string, got \['tr"),
+    "a sentence": (broken(["sentences", 0], []), r"sentences\[0\]: must be an object"),
+    "caption": (broken(["sentences", 0, "caption"], None), r"\[0\]: 'caption' must be a string"),
+    "surrogate": (broken(["sentences", 0, "caption"], "\ud800"), r"'caption' must be a string"),
+    "NUL": (broken(["sentences", 0, "caption"], "a\0"), r"'caption' must be a string"),
+    "no caption": (broken(["sentences", 0, "caption"], ...), r"sentences\[0\]: lacks 'caption'"),
+    "whose": (broken(["sentences", 0, "video_id"], ...), r"sentences\[0\]: lacks 'video_id'"),
+    "a time": (
+        broken(["videos", 0], {**VIDEO, "url": "v=a", "start time": "1", "end time": 2}),
+        r"videos\[0\]: 'start time' must be in seconds, 0 or more, got '1'",
+    ),
+    "a list": ([MSRVTT], r"json: must be an object, got \["),
+    "long": (broken(["videos"], "x" * 10**6), r"'videos' must be a list, got 'xx"),
+}
+
+
+@pytest.mark.parametrize("case", FIELDS)
+def test_fields_of_msrvtt(tmp_path, case):
+    content, reason = FIELDS[case]
+    refused(tmp_path, reason, "msrvtt", "MSRVTT_data.json", json.dumps(content))
+
+
+ENTRIES = {
+    "object": ("vatex", {}, r"json: must hold a list, got \{\}"),
+    "entry": ("vatex", ["a"], r"\[0\]: must be an object, got 'a'"),
+    "id": ("vatex", [{"videoID": None, "enCap": ["a"]}], r"\[0\]: 'videoID' must be a string"),
+    "private test": ("vatex", [{"videoID": "a"}], r"\[0\]: 'a' lacks 'enCap', as in the private"),
+    "captions": ("vatex", [{"videoID": "a", "enCap": "a"}], r"'enCap' must be a list of strings"),
+    "caption": ("vatex", [{"videoID": "a", "enCap": [1]}], r"must be a list of strings, got \[1"),
+    "scalar": ("lists", 3, r"json: must hold a list or an object, got 3"),
+    "no video": ("lists", [{"caption": "a"}], r"\[0\]: lacks 'video', it has 'caption'"),
+    "no caption": ("lists", [{"video": "a"}], r"\[0\]: lacks 'caption', it has 'video'"),
+    "video": ("lists", [{"video": 3, "caption": "a"}], r"\[0\]: 'video' must be a string, got 3"),
+    "said": ("lists", [{"video": "a", "caption": 3}], r"\[0\]: 'caption' must be a string, got 3"),
+    "sayings": ("lists", [{"video": "a", "caption": [3]}], r"must be a list of strings, got \[3"),
+    "COCO": ("lists", {}, r"json: lacks 'annotations', it has none"),
+    "COCO's": ("lists", {"annotations": 1}, r"json: 'annotations' must be a list, got 1"),
+    "flag": ("lists", {"annotations": [{"image_id": True, "caption": "a"}]}, r"'image_id' must be"),
+    "minus": ("lists", {"annotations": [{"image_id": -1, "caption": "a"}]}, r"'image_id' must be"),
+    "file": (
+        "lists",
+        {"images": [{"id": 1, "file_name": "a/b.mp4"}], "annotations": []},
+        r"images\[0\]: 'a/b\.mp4' must be a video's name, without folders",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ENTRIES)
+def test_fields_of_lists(tmp_path, case):
+    dataset, content, reason = ENTRIES[case]
+    name = "vatex_training_v1.0.json" if dataset == "vatex" else "a.json"
+    refused(tmp_path, reason, dataset, name, json.dumps(content))
+
+
+OUTSIDE = ["../a", "a/b", "/etc/passwd", "a\\b", "..", ".", "", " ", "a\nb", "..\\a.mp4"]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_names_that_lead_out_are_refused(tmp_path, name):
+    reason = "cannot be a video's name|must be a video's name, without folders"
+    vatex = json.dumps([{"videoID": name, "enCap": ["a"]}])
+    refused(tmp_path, reason, "vatex", "vatex_training_v1.0.json", vatex)
+    listed = json.dumps([{"video": name, "caption": "a"}])
+    refused(tmp_path, reason, "lists", "a.json", listed)
+    data = json.dumps(broken(["videos", 0, "video_id"], name))
+    refused(tmp_path, reason, "msrvtt", "MSRVTT_data.json", data)
+    if name.strip() and "\n" not in name:
+        line = LSMDC_LINE.replace("a_clip", name)
+        refused(tmp_path, reason, "lsmdc", "LSMDC16_annos_training.csv", line)
+
+
+@given(st.text(st.characters(codec="utf-8")))
+def test_a_name_stays_in_its_folder(text):
+    try:
+        name = video_name(text, "here")
+    except ValueError as error:
+        assert str(error).startswith("here: ")  # noqa: PT017
+    else:
+        path = os.path.normpath(os.path.join("/videos", name))
+        assert os.path.dirname(path) == "/videos"
+
+
+# A pickle asks for a function by its module and name, or calls what it has asked for.
+class Runs:
+    def __init__(self, what):
+        self.what = what
+
+    def __reduce__(self):
+        return os.system, (self.what,)
+
+
+CODE = {
+    "system": lambda touch: pickle.dumps({"a": Runs(touch)}),
+    "system, protocol 0": lambda touch: pickle.dumps({"a": Runs(touch)}, 0),
+    "global": lambda touch: b"cos\nsystem\n(S'" + touch.encode() + b"'\ntR.",
+    "instance": lambda touch: b"(S'" + touch.encode() + b"'\nios\nsystem\n.",
+    "object": lambda touch: b"(cos\nsystem\nS'" + touch.encode() + b"'\no.",
+    "after the end": lambda touch: pickle.dumps({"a": [["b"]]})[:-1] + b"0cos\nsystem\n.",
+}
+
+
+@pytest.mark.parametrize("case", CODE)
+def test_a_pickle_runs_nothing(tmp_path, case):
+    proof = tmp_path / "ran"
+    (tmp_path / "train_list.txt").write_text("a")
+    content = CODE[case](f"touch {proof}")
+    reason = r"raw-captions\.pkl is damaged, or no plain pickle: byte [0-9]+ asks to run code or "
+    refused(tmp_path, reason, "msvd", "raw-captions.pkl", content)
+    assert not proof.exists()
+    if case != "after the end":
+        pickle.loads(content)
+        assert proof.exists()
+
+
+class Text(str):
+    pass
+
+
+CONTENTS = {
+    "a class": (pickle.dumps({Text("a"): []}), r"no plain pickle: byte [0-9]+ asks to run code"),
+    "bytes": (pickle.dumps({"a": [[b"x"]]}), r"no plain pickle: byte [0-9]+ asks to run code"),
+    "outer": (b"Pouter\n.", r"no plain pickle: byte 0 asks to run code or load a class \(PERSID"),
+    "extension": (b"\x80\x02\x82\x01.", r"\(EXT1\), where plain lists"),
+    "a huge array": (b"\x80\x02]r\xff\xff\xff\x7f.", r"byte 3 numbers an object 2147483647"),
+    "a list": (pickle.dumps([["a"]]), r"must hold a dict of id to captions, got \[\['a'\]\]"),
+    "ids": (pickle.dumps({7: []}), r"ids must be strings, got 7"),
+    "captions": (pickle.dumps({"a": "b c"}), r"'a': must be a list, got 'b c'"),
+    "strings": (pickle.dumps({"a": ["b c"]}), r"'a'\[0\]: must be a list of strings, got 'b c'"),
+    "tokens": (pickle.dumps({"a": [["b", 1]]}), r"'a'\[0\]: must be a list of strings, got \['b'"),
+    "deep": (b"\x80\x02}U\x01a" + b"]" * 10**5 + b"a" * (10**5 - 1) + b"s.", r"must be a list of"),
+    "itself": (b"\x80\x02}U\x01a]q\x00h\x00as.", r"must be a list of strings, got \[\[\["),
+    "latin-1": (b"\x80\x02}U\x01a](U\x02\xe9bees.", r"holds text that is not in UTF-8"),
+    "text": (b"a man cooks", r"is damaged, or no plain pickle"),
+    "empty": (b"", r"is damaged, or no plain pickle"),
+    "outside": (pickle.dumps({"../a": [["b"]]}), r"'\.\./a' must be a video's name"),
+}
+
+
+@pytest.mark.parametrize("case", CONTENTS)
+def test_what_a_pickle_may_hold(tmp_path, case):
+    content, reason = CONTENTS[case]
+    (tmp_path / "train_list.txt").write_text("a")
+    refused(tmp_path, reason, "msvd", "raw-captions.pkl", content)
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: (
+        st.lists(inner)
+        | st.tuples(inner, inner)
+        | st.dictionaries(st.text(), inner)
+        | st.frozensets(st.text())
+        | st.sets(st.text())
+    ),
+)
+
+
+@given(PLAIN, st.integers(0, pickle.HIGHEST_PROTOCOL), st.booleans())
+def test_plain_pickles_are_loaded(tmp_path_factory, value, protocol, optimized):
+    content = pickle.dumps(value, protocol)
+    # Sets have no code of their own in the old protocols.
+    asks = any(code.name in ("GLOBAL", "REDUCE") for code, _, _ in pickletools.genops(content))
+    path = tmp_path_factory.mktemp("p") / "x.pkl"
+    path.write_bytes(pickletools.optimize(content) if optimized else content)
+    if asks:
+        with pytest.raises(ValueError, match="asks to run code or load a class"):
+            load_plain(path)
+    else:
+        assert load_plain(path) == value
+
+
+def test_a_damaged_pickle_is_refused_or_plain(tmp_path):
+    good = pickle.dumps({"a": [["b", "c"]], "d": [["e"]]}, 2)
+    path = tmp_path / "x.pkl"
+    refusals = 0
+    for place in range(len(good)):
+        for byte in {0, 255, good[place] ^ 1, good[place] ^ 128, *b"cR.(0"}:
+            path.write_bytes(good[:place] + bytes([byte]) + good[place + 1 :])
+            try:
+                load_plain(path)
+            except ValueError as error:
+                assert str(error).startswith(f"{path} ")  # noqa: PT017
+                refusals += 1
+        path.write_bytes(good[:place])
+        with pytest.raises(ValueError, match=r"is damaged, or no plain pickle"):
+            load_plain(path)
+    assert refusals > len(good)
+
+
+def test_lists_of_comma_separated_values(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_bytes('\ufeffkey,video_id\r\n"a, ""b""\r\nc",d\u2028e\r\n'.encode())
+    rows = list(read_csv(path, ["video_id", "key"]))
+    assert [(where, row["video_id"]) for where, row in rows] == [(f"{path}, line 3", "d\u2028e")]
+    assert rows[0][1]["key"].replace("\r\n", "\n") == 'a, "b"\nc'
+    for content, reason in {
+        "video\na\n": r"line 1: lacks the column video_id, sentence; it has 'video'",
+        "video_id,sentence\na\n": r"line 2: lacks sentence",
+        'video_id,sentence\na,"b': r"line 2: is not CSV",
+        "video_id,sentence\na,b\0c\n": r"line 2: (holds a NUL|is not CSV)",
+        f"video_id,sentence\na,{'b' * 200_000}\n": r"line 2: is not CSV: field larger than",
+    }.items():
+        path.write_text(content)
+        with pytest.raises(ValueError, match=reason) as caught:
+            list(read_csv(path, ["video_id", "sentence"]))
+        assert str(caught.value).startswith(f"{path}, line ")
+
+
+def test_columns_of_lsmdc(tmp_path):
+    name = "LSMDC16_annos_training.csv"
+    comma = LSMDC_LINE.replace("\t", ",")
+    refused(tmp_path, r"line 1: must have 6 columns parted by tabs", "lsmdc", name, comma)
+    refused(tmp_path, r"line 1: holds a NUL", "lsmdc", name, LSMDC_LINE.replace("un", "\0"))
+
+
+def test_files_that_are_not_as_asked(tmp_path):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    (tmp_path / "vatex_training_v1.0.json").mkdir()
+    with pytest.raises(ValueError, match=r"none of vatex_training_v1\.0\.json, .* is in "):
+        prepare("vatex", [tmp_path], videos)
+    with pytest.raises(OSError, match=r"gone\.json is not there"):
+        prepare("vatex", [tmp_path / "gone.json"], videos)
+    with pytest.raises(IsADirectoryError):
+        prepare("lists", [], videos, splits={"train": tmp_path})
+    mine = tmp_path / "mine.json"
+    mine.write_text('[{"videoID": "a", "enCap": ["b"]}]')
+    with pytest.raises(ValueError, match=r"mine\.json is not known by its name, one of vatex_tr"):
+        prepare("vatex", [mine], videos)
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "vatex_validation_v1.0.json").write_text(mine.read_text())
+    with pytest.raises(ValueError, match=r"is there twice, .*one.* and .*two.*: name one of them"):
+        prepare("vatex", [tmp_path], videos)
+    found = prepare("vatex", [tmp_path / "two"], videos)
+    assert [video.split for video in found.videos] == ["val"]
+    for wrong in (mine, tmp_path / "gone"):
+        with pytest.raises(OSError, match="is not a folder; it should be that of the videos"):
+            prepare("vatex", [tmp_path / "two"], wrong)
+
+
+def test_lists_that_lack_their_other_half(tmp_path):
+    (tmp_path / "videos").mkdir()
+
+    def asks(reason, dataset, files, **options):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        for name, content in files.items():
+            (folder / name).write_text(content)
+        with pytest.raises(ValueError, match=reason):
+            prepare(dataset, [folder], tmp_path / "videos", **options)
+
+    data, retrieval = json.dumps(MSRVTT), {"task": "retrieval"}
+    asks(r"lack MSRVTT_JSFUSION_test\.csv", "msrvtt", {"MSRVTT_data.json": data}, **retrieval)
+    tested = {"MSRVTT_JSFUSION_test.csv": "video_id,sentence\nvideo9,a\n"}
+    both = {**tested, "MSRVTT_data.json": data}
+    asks(r"annotations lack MSRVTT_train\.9k\.csv, there is", "msrvtt", both, **retrieval)
+    seven = {**tested, "MSRVTT_train.7k.csv": "video_id\nvideo0\n"}
+    asks(r"nnotations lack MSRVTT_data\.json or", "msrvtt", seven, training_list="7k", **retrieval)
+    asks(r"lack MSRVTT_data\.json or", "msrvtt", tested)
+    asks(r"lack train_list\.txt or", "msvd", {"AllVideoDescriptions.txt": "a b"})
+    asks(r" lack AllVideoDescriptions\.txt or raw", "msvd", {"train_list.txt": "a"})
+
+
+def test_a_million_lines_take_some_seconds(tmp_path):
+    (tmp_path / "train_list.txt").write_text("".join(f"vid{i}_1_9\n" for i in range(1000)))
+    text = "".join(f"vid{i % 1000}_1_9 a man cooks\n" for i in range(10**6))
+    start = time.process_time()
+    found = read(tmp_path, "msvd", "AllVideoDescriptions.txt", text)
+    assert time.process_time() - start < 60
+    assert [(one.videos, one.captions) for one in found.counts[:1]] == [(1000, 10**6)]
+
+
+def test_time_grows_with_the_number_of_problems_alone(tmp_path):
+    seconds = []
+    for count in (5_000, 40_000):
+        start = time.process_time()
+        content = "".join(LSMDC_LINE.replace("a_clip", f"clip{i // 2}") for i in range(count))
+        found = read(tmp_path, "lsmdc", "LSMDC16_annos_training.csv", content)
+        seconds.append(time.process_time() - start)
+        half = f"{count // 2:,}"
+        assert summary(found.problems) == f"{half} duplicates, {half} missing videos"
+    assert seconds[1] < 8 * 4 * seconds[0]
+
+
+def test_the_line_of_a_wrong_byte(tmp_path):
+    path = tmp_path / "x.txt"
+    path.write_bytes(b"\xef\xbb\xbfa\r\nb\n\xff")
+    with pytest.raises(ValueError, match=r"x\.txt, line 3: is not in UTF-8, .* byte 0xff"):
+        read_text(path)

@@ -1,0 +1,97 @@
+"""Where the video of an id lies: a file, or a folder of numbered images, below one folder."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from tokenmix_ops.video.data.manifest import is_text
+from tokenmix_ops.video.data.prepare.reading import is_video_file
+
+_IMAGES = (".jpg", ".jpeg", ".png")
+
+
+@dataclass(frozen=True)
+class Library:
+    """The videos below a folder, by name without suffix.
+
+    Of several by one name, the first is that which lies least deep, a file before a folder, then
+    by the alphabet.
+    """
+
+    files: dict[str, list[str]]
+    """Paths relative to the folder, with "/"."""
+    folders: frozenset[str]
+    """Those of them that are folders of images."""
+
+    def find(self, name: str) -> str | None:
+        """The path of a video; None if it is not there."""
+        return self.files.get(name, [None])[0]
+
+    def numbered(self, number: int) -> list[str]:
+        """Names of the videos whose last number it is: 12 for "video12"."""
+        return self._numbers.get(number, [])
+
+    @cached_property
+    def _numbers(self) -> dict[int, list[str]]:
+        numbers: dict[int, list[str]] = {}
+        for name in self.files:
+            digits = re.findall("[0-9]+", name)
+            if digits:
+                numbers.setdefault(int(digits[-1]), []).append(name)
+        return numbers
+
+
+def scan(folder: Path, progress: Callable[[int], object] | None = None) -> Library:
+    """Look through a folder and all below it; what is hidden is passed over.
+
+    A folder that holds images, and neither videos nor folders, is a video, unless it is ``folder``
+    itself. ``progress`` is called with the number of videos found so far. Raises OSError where a
+    folder cannot be read.
+    """
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is not a folder; it should be that of the videos")
+    found: list[tuple[int, bool, str]] = []
+    for depth, is_folder, path in _videos(folder):
+        found.append((depth, is_folder, path))
+        if progress is not None and len(found) % 1000 == 0:
+            progress(len(found))
+    files: dict[str, list[str]] = {}
+    for _, is_folder, path in sorted(found):
+        name = path.rpartition("/")[2]
+        files.setdefault(name if is_folder else os.path.splitext(name)[0], []).append(path)
+    return Library(files, frozenset(path for _, is_folder, path in found if is_folder))
+
+
+def _videos(root: Path) -> Iterator[tuple[int, bool, str]]:
+    """(depth, whether it is a folder, path) of each video."""
+    # Links may lead in circles, and to one place twice.
+    seen: set[tuple[int, int]] = set()
+    stack: list[tuple[int, str]] = [(0, "")]
+    while stack:
+        depth, below = stack.pop()
+        status = os.stat(root / below)
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders, has_images, has_videos = [], False, False
+        with os.scandir(root / below) as entries:
+            for entry in entries:
+                if entry.name.startswith(".") or not is_text(entry.name):
+                    continue
+                path = f"{below}/{entry.name}" if below else entry.name
+                if entry.is_dir():
+                    folders.append((depth + 1, path))
+                elif entry.name.lower().endswith(_IMAGES):
+                    has_images = True
+                elif is_video_file(entry.name) and entry.is_file():
+                    has_videos = True
+                    yield depth, False, path
+        if has_images and below and not (has_videos or folders):
+            yield depth - 1, True, below
+        # Backwards, so that what is linked twice is found by the first name.
+        stack.extend(sorted(folders, reverse=True))

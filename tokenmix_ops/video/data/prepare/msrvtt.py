@@ -1,0 +1,119 @@
+"""MSR-VTT: 10,000 clips with 20 sentences each, in the organisers' JSON.
+
+The clips that go round, ``video0.mp4`` and on, are cut already: "start time" and "end time" are
+those of the video on YouTube that ``url`` names. So a file named by the clip's id gets no times.
+Only where there is none, but one named by YouTube's id, is that the whole video and needs them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from tokenmix_ops.video.data.prepare.listing import Listed, Listing
+from tokenmix_ops.video.data.prepare.reading import Record, read_csv, read_json, video_name
+from tokenmix_ops.video.data.prepare.sources import Request
+
+WHOLE = "MSRVTT_data.json"
+PARTS = ("train_val_videodatainfo.json", "test_videodatainfo.json")
+WORLD = "annotations.json"
+TRAINING_LISTS = {"9k": "MSRVTT_train.9k.csv", "7k": "MSRVTT_train.7k.csv"}
+TEST_LIST = "MSRVTT_JSFUSION_test.csv"
+FILES = (WHOLE, *PARTS, WORLD, *TRAINING_LISTS.values(), TEST_LIST)
+OTHERS = ".json"
+SPLITS = {"train": "train", "validate": "val", "val": "val", "test": "test"}
+
+_YOUTUBE = re.compile(r"(?:[?&]v=|youtu\.be/)([\w-]+)", re.ASCII)
+
+
+def official(request: Request) -> Mapping[str, int]:
+    """How many videos the official splits hold."""
+    if request.task == "captioning":
+        return {"train": 6513, "val": 497, "test": 2990}
+    return {"train": {"9k": 9000, "7k": 7010}[request.training_list], "val": 0, "test": 1000}
+
+
+def read(request: Request, listing: Listing) -> None:
+    """For captioning by the splits in the JSON; for retrieval by the lists, tested on 1k-A.
+
+    The test list brings its own sentence for each video. Alone it will do for a test.
+    """
+    if request.task == "captioning":
+        data = _annotations(request)
+        for one in data:
+            _videos(one, listing)
+        _sentences(data, listing)
+        return
+    tested = _tested(request.need(TEST_LIST), listing)
+    if set(request.found) == {TEST_LIST} and not request.others:
+        return
+    data = _annotations(request)
+    known = {_video_id(video): _uncut(video) for one in data for video in one.records("videos")}
+    for video_id in tested & known.keys():
+        listing.videos[video_id].uncut = known[video_id]
+    training = request.need(TRAINING_LISTS[request.training_list])
+    for where, row in read_csv(training, ["video_id"]):
+        video_id = video_name(row["video_id"], where)
+        if video_id in known:
+            listing.add(Listed(video_id, "train", where, uncut=known[video_id]))
+        else:
+            what = f"video {video_id!r} is not in {', '.join(one.where for one in data)}"
+            listing.problem("unknown video", where, what)
+    for video_id in known:
+        listing.pass_over(video_id)
+    _sentences(data, listing, tested)
+
+
+def _annotations(request: Request) -> list[Record]:
+    # The whole holds what the parts do, and a file named as the small world's may be anybody's.
+    for names in ((WHOLE,), PARTS, () if request.others else (WORLD,)):
+        paths = [request.found[name] for name in names if name in request.found]
+        if paths:
+            break
+    paths = [*paths, *request.others] or [request.need(WHOLE, *PARTS)]
+    return [Record(read_json(path), str(path)) for path in paths]
+
+
+def _video_id(record: Record) -> str:
+    return video_name(record.text("video_id"), record.where)
+
+
+def _uncut(video: Record) -> tuple[str, float, float] | None:
+    if not all(name in video for name in ("url", "start time", "end time")):
+        return None
+    youtube = _YOUTUBE.search(video.text("url"))
+    start, end = video.seconds("start time"), video.seconds("end time")
+    return (youtube[1], start, end) if youtube and start < end else None
+
+
+def _videos(data: Record, listing: Listing) -> None:
+    for video in data.records("videos"):
+        video_id, split = _video_id(video), video.text("split")
+        if split in SPLITS:
+            listing.add(Listed(video_id, SPLITS[split], video.where, uncut=_uncut(video)))
+        else:
+            what = f"video {video_id!r} is of the split {split!r:.80}, not {', '.join(SPLITS)}"
+            listing.problem("unknown split", video.where, what)
+            listing.pass_over(video_id)
+
+
+def _sentences(
+    data: list[Record], listing: Listing, complete: frozenset[str] = frozenset()
+) -> None:
+    """Gives the videos their captions, but for those that are complete."""
+    for one in data:
+        for sentence in one.records("sentences"):
+            video_id, text = _video_id(sentence), sentence.text("caption")
+            if video_id not in complete:
+                listing.caption(video_id, text, sentence.where)
+
+
+def _tested(path: Path, listing: Listing) -> frozenset[str]:
+    tested = set()
+    for where, row in read_csv(path, ["video_id", "sentence"]):
+        video_id = video_name(row["video_id"], where)
+        if listing.add(Listed(video_id, "test", where)):
+            tested.add(video_id)
+            listing.caption(video_id, row["sentence"], where)
+    return frozenset(tested)

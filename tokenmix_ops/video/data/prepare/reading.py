@@ -1,0 +1,166 @@
+"""Reads text, JSON and CSV files of others; errors name the file and where in it."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from reprlib import repr as shown
+from typing import Any
+
+from tokenmix_ops.video.data.manifest import is_text, is_time
+
+_CONTROL = re.compile("[\0-\x1f\x7f]")
+_WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_SUFFIXES = (
+    *(".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv"),
+    *(".ogv", ".3gp", ".ts"),
+)
+
+
+class Record:
+    """An object in a JSON file; reading a field of another type raises ValueError that names it."""
+
+    def __init__(self, value: object, where: str) -> None:
+        if not isinstance(value, dict):
+            raise ValueError(f"{where}: must be an object, got {shown(value)}")
+        self.fields: dict[str, Any] = value
+        self.where = where
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.fields
+
+    def get(self, name: str) -> Any:
+        """A field of any type."""
+        if name not in self.fields:
+            raise ValueError(f"{self.where}: lacks {name!r}, it has {_names(self.fields)}")
+        return self.fields[name]
+
+    def text(self, name: str) -> str:
+        """A string."""
+        value = self.get(name)
+        if not is_text(value):
+            raise self._wrong(name, "a string", value)
+        return value
+
+    def texts(self, name: str) -> list[str]:
+        """A list of strings."""
+        values = self.get(name)
+        if not (isinstance(values, list) and all(map(is_text, values))):
+            raise self._wrong(name, "a list of strings", values)
+        return values
+
+    def seconds(self, name: str) -> float:
+        """A time, 0 or more."""
+        value = self.get(name)
+        if not is_time(value):
+            raise self._wrong(name, "in seconds, 0 or more", value)
+        return float(value)
+
+    def records(self, name: str) -> Iterator[Record]:
+        """A list of objects."""
+        values = self.get(name)
+        if not isinstance(values, list):
+            raise self._wrong(name, "a list", values)
+        return (Record(value, f"{self.where}, {name}[{i}]") for i, value in enumerate(values))
+
+    def _wrong(self, name: str, wanted: str, value: object) -> ValueError:
+        return ValueError(f"{self.where}: {name!r} must be {wanted}, got {shown(value)}")
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, with or without a byte-order mark; ValueError if it is empty."""
+    content = path.read_bytes()
+    if content.startswith(_WIDE):
+        raise ValueError(f"{path} is in UTF-16; convert it to UTF-8")
+    content = content.removeprefix(codecs.BOM_UTF8)
+    if not content.strip():
+        raise ValueError(f"{path} is empty")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{path}, line {line}: is not in UTF-8, for it has the byte "
+            f"0x{content[error.start]:02x}; convert the file"
+        ) from error
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Each line that is not blank, after its place: "FILE, line 3"."""
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if "\0" in line:
+            raise ValueError(f"{path}, line {number}: holds a NUL, which no text does")
+        if line.strip():
+            yield f"{path}, line {number}", line.removesuffix("\r")
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds."""
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {error.lineno}: is not JSON: {error.msg}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: is not JSON: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path}: is nested too deeply") from error
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """The objects of a JSON file that holds a list of them."""
+    values = read_json(path)
+    if not isinstance(values, list):
+        raise ValueError(f"{path}: must hold a list, got {shown(values)}")
+    return (Record(value, f"{path}, [{i}]") for i, value in enumerate(values))
+
+
+def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """The named columns of each row of a comma-separated file with a header, after its place."""
+    rows = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+    try:
+        absent = [name for name in columns if name not in (rows.fieldnames or ())]
+        if absent:
+            raise ValueError(
+                f"{path}, line 1: lacks the column {', '.join(absent)}; "
+                f"it has {_names(rows.fieldnames or ())}"
+            )
+        for row in rows:
+            where = f"{path}, line {rows.line_num}"
+            short = [name for name in columns if row[name] is None]
+            if short:
+                raise ValueError(f"{where}: lacks {', '.join(short)}")
+            if any("\0" in row[name] for name in columns):
+                raise ValueError(f"{where}: holds a NUL, which no text does")
+            yield where, {name: row[name] for name in columns}
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {rows.reader.line_num}: is not CSV: {error}") from error
+
+
+def video_name(text: str, where: str) -> str:
+    """A video id as it stands in a file, checked; a video's suffix is taken off.
+
+    Raises ValueError for one that is blank or could lead out of the videos' folder.
+    """
+    stem, suffix = os.path.splitext(text.strip())
+    name = stem if suffix.lower() in _SUFFIXES else text.strip()
+    if not is_text(name) or name in ("", ".", "..") or _CONTROL.search(name):
+        raise ValueError(f"{where}: {text!r:.80} cannot be a video's name")
+    if "/" in name or "\\" in name:
+        raise ValueError(f"{where}: {text!r:.80} must be a video's name, without folders")
+    return name
+
+
+def is_video_file(name: str) -> bool:
+    """Whether a file's name ends as a video's does."""
+    return name.lower().endswith(_SUFFIXES)
+
+
+def _names(names: Sequence[str] | dict[str, Any]) -> str:
+    return f"{', '.join(map(repr, names)):.200}" if names else "none"

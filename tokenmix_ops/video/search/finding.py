@@ -1,0 +1,95 @@
+"""Which videos a folder holds: files by their extension, and folders of images alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+EXTENSIONS = {
+    *(".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"),
+    *(".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
+}
+_IMAGES = (".jpg", ".jpeg", ".png")
+
+
+class Found(NamedTuple):
+    """A video: its path below the folder, with slashes, and what tells a change.
+
+    Of a folder of images, ``size`` is that of all together and ``mtime_ns`` the latest.
+    ``problem`` is why it cannot be looked into, if so.
+    """
+
+    video: str
+    size: int
+    mtime_ns: int
+    problem: str | None = None
+
+
+def find_videos(folder: Path, index: Path) -> list[Found]:
+    """The videos in a folder and below it, by path; hidden ones and the index are left out.
+
+    Links are followed, but no folder is entered twice, nor one that holds ``folder``. A folder
+    below it that cannot be listed is given as a video with a problem. Raises ValueError if
+    ``folder`` is none, and OSError if it cannot be listed.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder: give one that holds videos")
+    root = folder.resolve()
+    seen = {_identity(parent) for parent in root.parents}
+    if index.is_dir():
+        seen.add(_identity(index))
+    return sorted(_below(root, "", seen))
+
+
+def _below(folder: Path, name: str, seen: set[tuple[int, int]]) -> Iterator[Found]:
+    """Videos of a folder that is called ``name`` from the top, "" at the top."""
+    seen.add(_identity(folder))
+    try:
+        with os.scandir(folder) as listing:
+            entries = sorted((e for e in listing if not e.name.startswith(".")), key=_name)
+    except OSError as error:
+        if not name:
+            raise OSError(f"{folder} cannot be listed: {error.strerror}") from error
+        yield Found(name, 0, 0, f"cannot be listed: {error.strerror}")
+        return
+    if name and entries and all(map(_is_image, entries)):
+        yield _of_images(folder, name, entries)
+        return
+    for entry in entries:
+        path = f"{name}/{entry.name}" if name else entry.name
+        if entry.is_dir():
+            if _identity(Path(entry.path)) not in seen:
+                yield from _below(Path(entry.path), path, seen)
+        elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
+            status = _status(entry)
+            yield Found(path, status.st_size, status.st_mtime_ns)
+
+
+def _of_images(folder: Path, name: str, entries: list[os.DirEntry[str]]) -> Found:
+    statuses = [_status(entry) for entry in entries]
+    # The folder's own time tells of images that were removed or renamed.
+    latest = max([folder.stat().st_mtime_ns, *(status.st_mtime_ns for status in statuses)])
+    return Found(name, sum(status.st_size for status in statuses), latest)
+
+
+def _is_image(entry: os.DirEntry[str]) -> bool:
+    return entry.name.lower().endswith(_IMAGES) and not entry.is_dir()
+
+
+def _status(entry: os.DirEntry[str]) -> os.stat_result:
+    """Of what a link leads to; of the link itself, if it leads nowhere."""
+    try:
+        return entry.stat()
+    except OSError:
+        return entry.stat(follow_symlinks=False)
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def _name(entry: os.DirEntry[str]) -> str:
+    return entry.name
