@@ -266,6 +266,24 @@ def test_frames_that_begin_anew_are_kept_right(video, tmp_path, monkeypatch, dec
     assert taken(tmp_path) == used(tmp_path) == 4096 * -(-(16 + 45 * (4 + FRAME)) // 4096)
 
 
+def test_frames_are_kept_one_by_one(tmp_path, monkeypatch):
+    """However many there are, they are never in memory together."""
+    path = write_video(tmp_path / "a.mp4", stamps=range(300))
+    process, sizes, read = psutil.Process(), [], Candidates.read
+
+    def measured(self, choose):
+        for item in read(self, choose):
+            sizes.append(process.memory_info().rss)
+            yield item
+
+    monkeypatch.setattr(Candidates, "read", measured)
+    FrameCache(tmp_path / "cache", PLENTY).read_clip(path, 2, 320, "random")
+    (file,) = files(tmp_path / "cache")
+    assert len(sizes) == 300
+    assert file.stat().st_size > 90e6
+    assert max(sizes) - sizes[0] < 30e6
+
+
 def test_a_full_cache_takes_no_more_and_still_serves(video, tmp_path, decoded):
     limit = 4 * 4096 + 100
     cache = FrameCache(tmp_path, limit)

@@ -186,6 +186,47 @@ def test_a_name_stays_in_its_folder(text):
         assert os.path.dirname(path) == "/videos"
 
 
+def test_names_that_are_too_long_are_refused(tmp_path):
+    for name, fits in {"\u00e9" * 125: True, "\u00e9" * 126: False, "a" * 10**6: False}.items():
+        content = json.dumps([{"video": name, "caption": "a"}])
+        if fits:
+            assert read(tmp_path, "lists", "a.json", content).videos[0].video_id == name
+        else:
+            refused(
+                tmp_path, r"\[0\]: .* is too long for a file's name", "lists", "a.json", content
+            )
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["a", "", "train"]),
+    lambda inner: (
+        st.lists(inner)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    *("video", "image", "caption", "image_id", "id", "images", "annotations"),
+                    *("videos", "sentences", "video_id", "split", "url", "file_name"),
+                    *("videoID", "enCap", "start time", "end time"),
+                ]
+            ),
+            inner,
+        )
+    ),
+)
+
+
+@given(JSON, st.sampled_from(["JSON", "list", "VATEX"]))
+def test_json_at_random_is_read_or_refused(tmp_path_factory, content, kind):
+    dataset, name, _ = FILES[kind]
+    folder = tmp_path_factory.mktemp("j")
+    try:
+        found = read(folder, dataset, name, json.dumps(content))
+    except ValueError as error:
+        assert name in str(error) or str(error).startswith("no video is left")  # noqa: PT017
+    else:
+        assert found.videos
+
+
 # A pickle asks for a function by its module and name, or calls what it has asked for.
 class Runs:
     def __init__(self, what):

@@ -232,8 +232,12 @@ def test_a_new_training_begins_with_no_list(world, experiment_folder, tmp_path):
 def test_evaluations_leave_out_what_they_are_allowed_to(world, experiment_folder, capsys):
     damage(world, "test", 0)
     data = world.root / "videos.jsonl"
-    for evaluate, task in ((evaluate_captions, "captioning"), (evaluate_ranking, "retrieval")):
-        ask = dict(workers=0, batch_size=2)
+    scoring = dict(tokenizer="python", meteor=False)
+    for evaluate, task, more in (
+        (evaluate_captions, "captioning", scoring),
+        (evaluate_ranking, "retrieval", {}),
+    ):
+        ask = dict(workers=0, batch_size=2, **more)
         model = str(experiment_folder / task)
         with pytest.raises(ClipError, match=world.of_split("test")[0].video):
             evaluate(model, data, None, "test", **ask)

@@ -2,7 +2,7 @@
 
 from fractions import Fraction
 from functools import cache
-from itertools import product
+from itertools import dropwhile, product
 from pathlib import Path
 
 import av
@@ -51,6 +51,11 @@ ENCODINGS = {
 }
 
 
+def with_a_keyframe(codec, frames):
+    """Without what FFmpeg's MPEG-4 decoder draws on grey before the first keyframe."""
+    return dropwhile(lambda f: not f.key_frame, frames) if codec == "mpeg4" else frames
+
+
 @cache
 def decode_all(path: Path, size=SIZE) -> tuple[list[float | None], torch.Tensor]:
     """Times in seconds after the first frame, and all frames, decoded in order."""
@@ -60,7 +65,7 @@ def decode_all(path: Path, size=SIZE) -> tuple[list[float | None], torch.Tensor]
         )
         frames = [
             (f.pts, clips.to_floats(clips._to_image(f, size, VideoReformatter())))
-            for f in container.decode(stream)
+            for f in with_a_keyframe(stream.codec_context.name, container.decode(stream))
         ]
         base = stream.time_base
     stamps = [pts for pts, _ in frames]

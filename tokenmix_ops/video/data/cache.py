@@ -24,6 +24,7 @@ from tokenmix_ops.video.data.clips import (
     height_and_width,
     read_chosen,
     to_floats,
+    unfilled,
 )
 from tokenmix_ops.video.data.image_folder import numbered_images
 from tokenmix_ops.video.data.space import Space, have_locks
@@ -109,7 +110,7 @@ class FrameCache:
         return None
 
     def _added(self, file: Path, candidates: Candidates, draw: Draw) -> Tensor:
-        clip = torch.empty(draw.num_frames, 3, *candidates.size, dtype=torch.uint8)
+        clip = unfilled((draw.num_frames, 3, *candidates.size))
         places: dict[int, list[int]] = {}
         records: dict[int, int] = {}
         writer: _Writer | None = None
@@ -175,7 +176,7 @@ class _Writer:
         self.finished = False
 
     def write(self, record: int, image: Tensor) -> None:
-        pixels = image.contiguous().numpy().data.cast("B")
+        pixels = _bytes(image.contiguous())
         self.part.seek(_HEADER.size + record * (_CHECKSUM.size + len(pixels)))
         self.part.write(_CHECKSUM.pack(_checksum(pixels, record, self.file)))
         self.part.write(pixels)
@@ -207,18 +208,24 @@ def _load(opened: BufferedReader, file: Path, candidates: Candidates, draw: Draw
     magic, count, checksum = _HEADER.unpack(header)
     if magic != _MAGIC or checksum != crc32(header[: -_CHECKSUM.size]) or not count:
         return None
-    clip = torch.empty(draw.num_frames, 3, *candidates.size, dtype=torch.uint8)
+    clip = unfilled((draw.num_frames, 3, *candidates.size))
     # Of what is kept uniformly chosen frames are all, in order: choosing again gives the same.
-    for number, places in draw(count).items():
-        record = bytearray(_CHECKSUM.size + clip[0].numel())
-        opened.seek(_HEADER.size + number * len(record))
-        if opened.readinto(record) < len(record):
+    for number, (place, *others) in draw(count).items():
+        pixels = _bytes(clip[place])
+        opened.seek(_HEADER.size + number * (_CHECKSUM.size + len(pixels)))
+        checksum_read = opened.read(_CHECKSUM.size)
+        if opened.readinto(pixels) < len(pixels):
             return None
-        pixels = memoryview(record)[_CHECKSUM.size :]
-        if _CHECKSUM.unpack_from(record)[0] != _checksum(pixels, number, file):
+        if checksum_read != _CHECKSUM.pack(_checksum(pixels, number, file)):
             return None
-        clip[places] = torch.frombuffer(pixels, dtype=torch.uint8).view(clip.shape[1:])
+        for other in others:
+            clip[other] = clip[place]
     return clip
+
+
+def _bytes(image: Tensor) -> memoryview:
+    """A contiguous image's memory."""
+    return image.numpy().data.cast("B")
 
 
 def _checksum(pixels: memoryview, record: int, file: Path) -> int:

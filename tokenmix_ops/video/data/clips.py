@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -85,6 +86,11 @@ def normalize_clip(clip: Tensor) -> Tensor:
 
     Raises ValueError for another shape, or for integers, which are in [0, 255].
     """
+    return normalize_clip_(clip.clone())
+
+
+def normalize_clip_(clip: Tensor) -> Tensor:
+    """As `normalize_clip`, in place."""
     if not clip.is_floating_point():
         raise ValueError(
             f"clip is {clip.dtype}, it must be floating point in [0, 1]: divide by 255"
@@ -92,7 +98,7 @@ def normalize_clip(clip: Tensor) -> Tensor:
     if clip.dim() < 3 or clip.shape[-3] != 3:
         raise ValueError(f"clip has shape {tuple(clip.shape)}, it must be [..., 3, height, width]")
     mean = clip.new_tensor(CLIP_MEAN).view(3, 1, 1)
-    return (clip - mean).div_(clip.new_tensor(CLIP_STD).view(3, 1, 1))
+    return clip.sub_(mean).div_(clip.new_tensor(CLIP_STD).view(3, 1, 1))
 
 
 def height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -105,7 +111,18 @@ def height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
 
 def to_floats(clip: Tensor) -> Tensor:
     """8-bit channels as float32 in [0, 1]."""
-    return clip.float().div_(255)
+    return unfilled(clip.shape, torch.float32).copy_(clip).div_(255)
+
+
+def unfilled(shape: Sequence[int], dtype: torch.dtype = torch.uint8) -> Tensor:
+    """A tensor whose memory goes straight back to the system when it is no longer needed.
+
+    Of glibc's heap each clip would take a new part: it aligns large blocks for PyTorch, and does
+    not fit one into the hole that one of the same size has left.
+    """
+    flags = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if os.name == "posix" else {}
+    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, **flags)
+    return torch.frombuffer(memory, dtype=dtype).view(*shape)
 
 
 @dataclass(frozen=True)
@@ -211,7 +228,7 @@ class Draw:
 
 def read_chosen(candidates: Candidates, draw: Draw) -> Tensor:
     """Read a clip, [num_frames, 3, height, width] uint8, and nothing that it does not need."""
-    clip = torch.empty(draw.num_frames, 3, *candidates.size, dtype=torch.uint8)
+    clip = unfilled((draw.num_frames, 3, *candidates.size))
     places: dict[int, list[int]] = {}
 
     def choose(count: int) -> Iterable[int]:

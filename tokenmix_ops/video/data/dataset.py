@@ -16,7 +16,7 @@ from tokenmix_ops.video.data.clips import (
     ClipError,
     frame_indices,
     height_and_width,
-    normalize_clip,
+    normalize_clip_,
     read_clip,
 )
 from tokenmix_ops.video.data.manifest import Manifest, Video
@@ -70,7 +70,7 @@ class Clips(Dataset[dict[str, Any]]):
             generator,
             self.fps,
         )
-        return normalize_clip(clip)
+        return normalize_clip_(clip)
 
 
 class CaptionedClips(Clips):
@@ -131,7 +131,8 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     Where items have captions, these are the list "captions".
     """
     batch: dict[str, Any] = {
-        # In a worker it stacks into memory that it shares, which saves a copy.
+        # In a worker this stacks into shared memory, which saves a copy; and glibc's heap, in which
+        # such copies leave holes that they do not fit in again, would grow.
         "pixels": default_collate([item["pixels"] for item in items]),
         "videos": torch.tensor([item["video"] for item in items]),
     }

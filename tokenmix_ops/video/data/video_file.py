@@ -27,6 +27,10 @@ _FRAME_PER_PACKET = {"h264", "hevc", "av1", "vp9", "mpeg4", "mjpeg", "ffv1", "pr
 _MPEG4_SKIP_BYTES = 19
 # The H.264 picture buffer; no decoder here holds back more frames.
 _MAX_REORDER = 16
+# Decoders that, without a keyframe, draw changes on black as if nothing were amiss.
+_DRAW_ON_BLACK = {"mpeg4", "h263", "h263p", "flv1", "wmv1", "wmv2"} | {
+    f"msmpeg4v{version}" for version in (1, 2, 3)
+}
 # FFmpeg reads these as video although they are text, or text that names other files.
 _TEXT_FORMATS = {"tty", "concat"}
 # PyAV 19 does so unasked, and has no such argument.
@@ -308,6 +312,7 @@ def _decode_all(path: Path, announced: bool) -> Iterator[_Decoded]:
         awaited: set[int] = set()
         keys: set[int | None] = set()
         begun = damaged = ever = False
+        keyless = stream.codec_context.codec.canonical_name in _DRAW_ON_BLACK
         for packet in _demux(path, container, stream):
             # To decode an empty packet would tell the decoder that the stream is over.
             if not packet.size and packet.dts is not None:
@@ -333,6 +338,11 @@ def _decode_all(path: Path, announced: bool) -> Iterator[_Decoded]:
                         yield _Decoded(None, None, True)
                 continue
             for frame in frames:
+                keyless = keyless and not (frame.key_frame or damaged)
+                if keyless:
+                    if frame.pts is not None:
+                        awaited.discard(frame.pts)
+                    continue
                 # AV1's decoder calls intra frames key ones, after which others refer to before.
                 key = frame.key_frame and (not announced or frame.pts in keys)
                 damaged = damaged and not key

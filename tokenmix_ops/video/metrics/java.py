@@ -92,7 +92,7 @@ class JavaProgram:
             raise ValueError(f"time_limit is {time_limit}, it must be seconds above 0")
         self.name, self.time_limit = name, time_limit
         self.command = [java, *_TRACELESS, *_LOCALE, *arguments]
-        if False:
+        if sys.platform == "linux" and sys.executable:
             tied = [sys.executable, "-I", "-S", "-B", "-c", _TIED, str(os.getpid())]
             self.command = tied + self.command
         self.folder = folder
@@ -208,7 +208,7 @@ class JavaProgram:
                 "set a longer one, or score fewer or shorter captions"
             )
         said = self.errors.decode("utf-8", "replace")
-        lines = [line.strip() for line in said.splitlines() if line.strip()]
+        lines = [line.strip("# ") for line in said.splitlines() if line.strip("# ")]
         lines = [line for line in lines if not line.startswith(("Picked up ", "at "))]
         if re.search("OutOfMemoryError|Could not reserve|insufficient memory|too small", said):
             why, kind = "Java has too little memory", JavaError

@@ -6,7 +6,8 @@ Each is JSON, and told by what it holds:
   ``video``, or ``image`` as the authors' retrieval has it; a video may come again with another
   caption. Numbers beside them (``video_id``, ``image_id``, ...) are not needed;
 - COCO's form, ``annotations`` with ``image_id`` and ``caption``, and ``images`` with ``id`` and
-  perhaps ``file_name``. A number for an id is the last one in the video's name (6968 is video6968).
+  perhaps ``file_name``. A number for an id is the last one in the video's name: 6968 is video6968,
+  if that is there, and only "6968" if it is not.
 """
 
 from __future__ import annotations

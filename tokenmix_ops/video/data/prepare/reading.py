@@ -15,6 +15,8 @@ from typing import Any
 
 from tokenmix_ops.video.data.manifest import is_text, is_time
 
+# In bytes, what common file systems hold less a suffix.
+_LONGEST = 250
 _CONTROL = re.compile("[\0-\x1f\x7f]")
 _WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _SUFFIXES = (
@@ -146,7 +148,7 @@ def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str
 def video_name(text: str, where: str) -> str:
     """A video id as it stands in a file, checked; a video's suffix is taken off.
 
-    Raises ValueError for one that is blank or could lead out of the videos' folder.
+    Raises ValueError for one that no file could have, or that could lead out of the videos' folder.
     """
     stem, suffix = os.path.splitext(text.strip())
     name = stem if suffix.lower() in _SUFFIXES else text.strip()
@@ -154,6 +156,8 @@ def video_name(text: str, where: str) -> str:
         raise ValueError(f"{where}: {text!r:.80} cannot be a video's name")
     if "/" in name or "\\" in name:
         raise ValueError(f"{where}: {text!r:.80} must be a video's name, without folders")
+    if len(name.encode()) > _LONGEST:
+        raise ValueError(f"{where}: {text!r:.80} is too long for a file's name")
     return name
 
 

@@ -1,7 +1,7 @@
 """Search on the small video world: how often what is found is what the query describes.
 
-``python -m tokenmix_ops.bench.search``: a tiny retriever is trained for minutes, new clips are
-indexed, in one go and by a process that is killed midway and gone on with, and every caption of
+``python -m tokenmix_ops.bench.search_world``: a tiny retriever is trained for minutes, new clips
+are indexed, in one go and by a process that is killed midway and gone on with, and every caption of
 theirs is a query. A clip is right if the query is one of its captions, that is if colour, shape and
 motion are those of the query. A row of data for each way of ranking.
 """
@@ -11,8 +11,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import multiprocessing
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -92,7 +93,9 @@ def measure(folder: Path, sizes: Sizes, console: Console) -> Iterator[Row]:
         }
 
 
-def figures(answers: Sequence[Answer], captions: Mapping[str, Sequence[str]]) -> dict[str, float]:
+def figures(
+    answers: Sequence[Answer], captions: Mapping[str, Sequence[str]], top: int = TOP
+) -> dict[str, float]:
     """Percent of the clips' captions for which the best hit, or any of the best, is right.
 
     Beside them how often a clip drawn at random would be, and how often the best hit has the
@@ -118,9 +121,9 @@ def figures(answers: Sequence[Answer], captions: Mapping[str, Sequence[str]]) ->
 
     found = {
         "top_1": percent(lambda answer: right(answer)[0]),
-        f"top_{TOP}": percent(lambda answer: any(right(answer))),
+        f"top_{top}": percent(lambda answer: any(right(answer))),
         "chance_1": percent(lambda answer: chance(answer, 1)),
-        f"chance_{TOP}": percent(lambda answer: chance(answer, TOP)),
+        f"chance_{top}": percent(lambda answer: chance(answer, top)),
     }
     for place, name in enumerate(ATTRIBUTES):
 
@@ -171,24 +174,18 @@ def _trained(folder: Path, sizes: Sizes, console: Console) -> Path:
 
 def _killed(checkpoint: str, videos: Path, index: Path) -> int:
     """Kills a process that indexes as soon as it has kept something; how many videos those are."""
-    process = multiprocessing.get_context("spawn").Process(
-        target=_index, args=(checkpoint, videos, index)
+    command = [sys.executable, "-m", "tokenmix_ops.video.cli", "retrieval", "search"]
+    process = subprocess.Popen(
+        [*command, checkpoint, videos, "--index", index], stderr=subprocess.DEVNULL
     )
-    process.start()
-    parts: list[Path] = []
-    while process.is_alive() and not parts:
-        parts = list(index.glob("parts/*.safetensors"))
+    while process.poll() is None and not list(index.glob("parts/*.safetensors")):
         time.sleep(0.001)
     process.kill()
-    process.join()
+    process.wait()
     parts = list(index.glob("parts/*.safetensors"))
-    if not parts:
+    if not parts or (index / "videos.jsonl").exists():
         raise RuntimeError(f"{index} was not to be whole yet: search more clips")
     return sum(_count(part) for part in parts)
-
-
-def _index(checkpoint: str, videos: Path, index: Path) -> None:
-    update_index(SearchModel(checkpoint), videos, index)
 
 
 def _count(part: Path) -> int:
@@ -203,7 +200,7 @@ def main(
 ) -> None:
     """Trains a tiny retriever, searches new clips by their captions, and writes rows of data.
 
-    Example: python -m tokenmix_ops.bench.search --out runs/search
+    Example: python -m tokenmix_ops.bench.search_world --out runs/search
 
     Args:
         out: folder for the clips, the training and the indexes; what is there is gone on with.
