@@ -9,7 +9,6 @@ import av
 import pytest
 import torch
 from av.stream import Disposition
-from av.video.reformatter import VideoReformatter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from media import RATE, SIDE, encode, picture, write_streams, write_video
@@ -64,7 +63,7 @@ def decode_all(path: Path, size=SIZE) -> tuple[list[float | None], torch.Tensor]
             s for s in container.streams.video if not s.disposition & Disposition.attached_pic
         )
         frames = [
-            (f.pts, clips.to_floats(clips._to_image(f, size, VideoReformatter())))
+            (f.pts, clips.to_floats(clips._Resizer(size)(f)))
             for f in with_a_keyframe(stream.codec_context.name, container.decode(stream))
         ]
         base = stream.time_base

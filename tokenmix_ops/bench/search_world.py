@@ -1,14 +1,13 @@
 """Search on the small video world: how often what is found is what the query describes.
 
-``python -m tokenmix_ops.bench.search_world``: a tiny retriever is trained for minutes, new clips
-are indexed, in one go and by a process that is killed midway and gone on with, and every caption of
-theirs is a query. A clip is right if the query is one of its captions, that is if colour, shape and
-motion are those of the query. A row of data for each way of ranking.
+``python -m tokenmix_ops.bench.search_world CHECKPOINT``, with a retriever that `bench.world` has
+trained: new clips are indexed, in one go and by a process that is killed midway and gone on with,
+and every caption of theirs is a query. A clip is right if the query is one of its captions, that is
+if colour, shape and motion are those of the query. A row of data for each way of ranking.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import shutil
@@ -16,11 +15,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from rich.console import Console
 from safetensors import safe_open
 
 from tokenmix_ops.bench.measure import environment
@@ -28,41 +25,15 @@ from tokenmix_ops.bench.render import write_rows
 from tokenmix_ops.bench.suites import Row
 from tokenmix_ops.video.data.manifest import read_manifest
 from tokenmix_ops.video.data.shapes import write_world
-from tokenmix_ops.video.engine.settings import Training
-from tokenmix_ops.video.engine.store import Store
-from tokenmix_ops.video.experiments.running import run
-from tokenmix_ops.video.experiments.settings import Contrast, Retrieval, Videos
 from tokenmix_ops.video.search import Answer, SearchModel, search, update_index
-from tokenmix_ops.video.tuning.settings import Tuning
 
 TOP = 5
 ATTRIBUTES = ("colour", "shape", "motion")
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """Of the experiment."""
-
-    clips: int = 3000
-    """Clips to train on; eight of ten are used."""
-    updates: int = 3300
-    """Updates of the training, of 16 clips each."""
-    searched: int = 200
-    """New clips that are indexed and searched."""
-    rerank: int = 20
-    """Best candidates that the matching head ranks anew, in the second row."""
-    seed: int = 0
-    """Of the clips and of the training."""
-
-
-def measure(folder: Path, sizes: Sizes, console: Console) -> Iterator[Row]:
-    """A row without re-ranking and one with; work is kept in ``folder``."""
-    training = _trained(folder, sizes, console)
-    checkpoint = str(training / "last.safetensors")
-    log = map(json.loads, Store(training).log.read_text().splitlines())
-    minutes = sum(line.get("seconds", 0.0) for line in log) / 60
-    if not (folder / "clips" / "videos.jsonl").exists():
-        write_world(folder / "clips", sizes.searched, seed=sizes.seed + 5000, size=56)
+def measure(checkpoint: str, folder: Path, clips: int, rerank: int, seed: int) -> Iterator[Row]:
+    """A row without re-ranking and one with; clips and indexes are kept in ``folder``."""
+    write_world(folder / "clips", clips, seed=seed, size=56)
     manifest = read_manifest(folder / "clips" / "videos.jsonl")
     captions = {Path(video.video).name: video.captions for video in manifest.videos}
     videos, one_go, killed = folder / "clips" / "videos", folder / "one go", folder / "killed"
@@ -77,18 +48,19 @@ def measure(folder: Path, sizes: Sizes, console: Console) -> Iterator[Row]:
     names = ("embeddings.safetensors", "videos.jsonl")
     same = all((one_go / name).read_bytes() == (killed / name).read_bytes() for name in names)
     queries = sorted({text for texts in captions.values() for text in texts})
-    for rerank in (0, sizes.rerank):
-        answers = search(model, found, queries, top=TOP, rerank=rerank)
+    for best in (0, rerank):
+        answers = search(model, found, queries, top=TOP, rerank=best)
         yield {
             "suite": "search",
-            "rerank": rerank,
+            "rerank": best,
             **figures(answers, captions),
             "queries": len(queries),
-            "minutes": round(minutes, 2),
             "index_seconds": round(seconds, 2),
             "videos_kept_by_the_killed": kept,
             "same_index_after_a_kill": same,
-            "sizes": dataclasses.asdict(sizes),
+            "clips": clips,
+            "seed": seed,
+            "checkpoint": Path(checkpoint).name,
             **environment(),
         }
 
@@ -141,37 +113,6 @@ def attributes(captions: Sequence[str]) -> tuple[str, ...]:
     return words[1], words[2], words[4]
 
 
-def _trained(folder: Path, sizes: Sizes, console: Console) -> Path:
-    data = folder / "world" / "videos.jsonl"
-    if not data.exists():
-        write_world(folder / "world", sizes.clips, seed=sizes.seed, size=56)
-    experiment = Retrieval(
-        # A grid of 5 x 5 patches, whose width no number of frames divides.
-        videos=Videos(data, num_frames=3, image_size=40, select_on="none"),
-        tiny=True,
-        max_tokens=14,
-        rerank=0,
-        tuning=Tuning("token_mixing", everything=True),
-        training=Training(
-            epochs=sizes.updates,
-            max_steps=sizes.updates,
-            batch_size=16,
-            learning_rate=2e-3,
-            weight_decay=0.01,
-            schedule="cosine",
-            warmup_steps=100,
-            max_grad_norm=1.0,
-            workers=1,
-            seed=sizes.seed,
-        ),
-        # Captions repeat from clip to clip: in a long queue most positives would count as wrong.
-        contrast=Contrast(queue_size=48, momentum=0.95, alpha=0.0),
-    )
-    out = folder / "training"
-    run(experiment, out, resume=Store(out).log.exists(), console=console)
-    return out
-
-
 def _killed(checkpoint: str, videos: Path, index: Path) -> int:
     """Kills a process that indexes as soon as it has kept something; how many videos those are."""
     command = [sys.executable, "-m", "tokenmix_ops.video.cli", "retrieval", "search"]
@@ -194,25 +135,29 @@ def _count(part: Path) -> int:
 
 
 def main(
+    checkpoint: tyro.conf.Positional[str] = "runs/world/retrieval/token_mixing-F",
     out: Path = Path("runs/search"),
     results: Path = Path("results"),
-    sizes: tyro.conf.OmitArgPrefixes[Sizes] = Sizes(),
+    clips: int = 200,
+    rerank: int = 20,
+    seed: int = 5000,
 ) -> None:
-    """Trains a tiny retriever, searches new clips by their captions, and writes rows of data.
+    """Searches new clips of the small video world by their captions, and writes rows of data.
 
-    Example: python -m tokenmix_ops.bench.search_world --out runs/search
+    Example: python -m tokenmix_ops.bench.search_world runs/world/retrieval/token_mixing-F
 
     Args:
-        out: folder for the clips, the training and the indexes; what is there is gone on with.
+        checkpoint: a retriever of that world, or its folder.
+        out: folder for the clips and the indexes.
         results: folder of the rows of data.
-        sizes: of the experiment.
+        clips: how many to search; more than two parts of an index, 64.
+        rerank: best candidates that the matching head ranks anew, in the second row.
+        seed: of the clips, another one than those to train on had.
     """
-    console = Console(highlight=False)
     rows = []
-    for row in measure(out, sizes, console):
+    for row in measure(checkpoint, out, clips, rerank, seed):
         rows.append(row)
-        shown = {k: round(v, 1) if isinstance(v, float) else v for k, v in row.items()}
-        console.print({name: shown[name] for name in list(shown)[1:-8]})
+        print(json.dumps(row))
     write_rows(results / "search-cpu.jsonl", rows)
 
 

@@ -177,7 +177,11 @@ def _app(arguments: list[str]) -> SubcommandApp:
     app = SubcommandApp()
     for function in (demo, explain, bench, params, score):
         app.command(function)
-    app.command(data.commands(), name="data", help="Video data: writes a small world of clips.")
+    app.command(
+        data.commands(),
+        name="data",
+        help="Video data: prepare annotations, check videos, write a small world.",
+    )
 
     def default(command: str) -> Any:
         return training.default_experiment(command, arguments if command in arguments[:1] else [])

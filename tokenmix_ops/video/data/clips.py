@@ -172,11 +172,11 @@ class Candidates:
                 files = numbered_images(path)
                 awaited.update(choose(len(files)))
                 frames = (([number], decode_image(files[number])) for number in sorted(awaited))
-            reformatter = VideoReformatter()
+            resized = _Resizer(self.size)
             for (number,), frame in frames:
                 awaited.discard(number)
                 # Resized as it comes, so that no full-size frame is kept.
-                yield number, _to_image(frame, self.size, reformatter)
+                yield number, resized(frame)
         except (av.FFmpegError, OSError) as error:
             raise ClipError(f"{path}: cannot be read: {error.strerror or error}") from error
         if awaited:
@@ -256,16 +256,25 @@ def _at_rate(
     return chosen
 
 
-def _to_image(frame: VideoFrame, size: tuple[int, int], reformatter: VideoReformatter) -> Tensor:
-    """RGB [3, height, width], uint8, upright.
+class _Resizer:
+    """Makes frames upright RGB images of one size, [3, height, width] uint8.
 
     Matrix and range are the frame's own; where it names none, FFmpeg takes BT.601, limited.
     """
-    rgb = reformatter.reformat(frame, format="rgb24", interpolation=_SCALING, threads=1)
-    plane = rgb.planes[0]
-    rows = torch.frombuffer(plane, dtype=torch.uint8).view(-1, plane.line_size)
-    pixels = rows[: rgb.height, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)
-    upright = torch.rot90(pixels, round(frame.rotation / 90))
-    image = upright.permute(2, 0, 1).contiguous().float()
-    resized = interpolate(image[None], list(size), mode="bicubic", antialias=True)[0]
-    return resized.clamp_(0, 255).round_().to(torch.uint8)
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self.size = size
+        self.reformatter = VideoReformatter()
+        self.floats = unfilled((3, 1, 1), torch.float32)
+
+    def __call__(self, frame: VideoFrame) -> Tensor:
+        rgb = self.reformatter.reformat(frame, format="rgb24", interpolation=_SCALING, threads=1)
+        plane = rgb.planes[0]
+        rows = torch.frombuffer(plane, dtype=torch.uint8).view(-1, plane.line_size)
+        pixels = rows[: rgb.height, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)
+        image = torch.rot90(pixels, round(frame.rotation / 90)).permute(2, 0, 1)
+        if self.floats.shape != image.shape:
+            self.floats = unfilled(image.shape, torch.float32)
+        self.floats.copy_(image)
+        resized = interpolate(self.floats[None], self.size, mode="bicubic", antialias=True)[0]
+        return resized.clamp_(0, 255).round_().to(torch.uint8)
