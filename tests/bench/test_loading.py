@@ -81,6 +81,20 @@ def test_memory_counts_what_workers_hold():
     del held
 
 
+@pytest.mark.parametrize("kept", [False, True])
+def test_memory_does_not_grow_with_the_clips(manifest, tmp_path, kept):
+    """Unless memory goes back to the system, the heap of a worker grows by a clip with each."""
+    cache = FrameCache(tmp_path, 1 << 30) if kept else None
+    row = loading.memory_row(manifest, 240, cache, num_frames=8, size=224)
+    clip_mib = 8 * 3 * 224 * 224 * 4 / 2**20
+    assert row["growth_mib"] < 240 * clip_mib / 6
+
+
+def test_too_few_clips_to_time_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="names is 11, it must be at least 12"):
+        next(loading.loading_rows(tmp_path, names=11))
+
+
 def test_the_command_writes_rows_and_renders_them(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(loading, "READINGS", loading.READINGS[:1])
     real = loading.loading_rows

@@ -71,6 +71,12 @@ class FrameCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.space.recount()
 
+    def taken(self) -> int:
+        """Bytes that the folder takes, as they were last counted."""
+        with self._or_stop():
+            return self.space.taken()
+        return 0
+
     def read_clip(
         self,
         path: str | os.PathLike[str],

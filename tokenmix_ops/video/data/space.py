@@ -43,6 +43,11 @@ class Space:
         with self._locked() as taken:
             self._write(taken, self._count())
 
+    def taken(self) -> int:
+        """The sum of all sizes."""
+        with self._locked() as taken:
+            return self._read(taken)
+
     def take(self, file: Path, size: int) -> BinaryIO | None:
         """Open the file that is to become ``file`` and has ``size`` bytes; its lock is held.
 

@@ -67,13 +67,17 @@ def run(
     unreadable = Unreadable(
         out / "unreadable.jsonl", manifest.of_split("train"), videos.max_unreadable
     )
+    cache = open_cache(videos)
+    if cache is not None:
+        taken = f"{cache.taken() / 2**30:.1f} of {videos.cache_gib:g} GiB"
+        say(console, f"{cache.folder} keeps decoded frames, {taken} so far")
     clips = CaptionedClips(
         manifest,
         "train",
         num_frames=videos.num_frames,
         size=videos.image_size,
         fps=videos.fps,
-        cache=open_cache(videos),
+        cache=cache,
         seed=experiment.training.seed,
         unreadable=unreadable,
     )
