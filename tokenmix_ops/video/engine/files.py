@@ -30,12 +30,17 @@ def sync_folder(folder: Path) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes a text file under a temporary name, then renames it; OSError names the file."""
+    """Writes a text file, in UTF-8, as `replace_bytes` does."""
+    replace_bytes(path, text.encode())
+
+
+def replace_bytes(path: Path, data: bytes) -> None:
+    """Writes a file under a temporary name, then renames it; OSError names the file."""
     part = path.with_name(path.name + ".part")
     with writing(path):
         try:
-            with part.open("w", encoding="utf-8") as file:
-                file.write(text)
+            with part.open("wb") as file:
+                file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(path)

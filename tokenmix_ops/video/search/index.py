@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from tokenmix_ops.video.engine.files import replace_text, sync_folder, writing
+from tokenmix_ops.video.engine.files import replace_bytes, replace_text, sync_folder
 
 FORMAT = "tokenmix_ops.search/1"
 
@@ -171,17 +170,7 @@ class IndexFiles:
         }
         # Under one key: safetensors does not promise an order of several.
         data = save({"embeddings": embeddings}, {"index": json.dumps(description, sort_keys=True)})
-        part = path.with_name(path.name + ".part")
-        with writing(path):
-            try:
-                with part.open("wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                part.replace(path)
-                sync_folder(path.parent)
-            finally:
-                part.unlink(missing_ok=True)
+        replace_bytes(path, data)
 
     def _read(self, path: Path) -> tuple[dict[str, Any], Tensor]:
         try:
