@@ -117,9 +117,16 @@ switches = st.none() | st.booleans()
 many = st.integers(1, 10**6)
 amounts = st.floats(1e-12, 1e6)
 videos = settings(
-    Videos, data=paths, root=paths, num_frames=many, select_on=st.sampled_from(["val", "none"]),
-    strict=st.booleans(), max_unreadable=st.floats(0, 0.99), cache=paths,
-    fps=st.none() | st.floats(0.1, 60), cache_gib=st.floats(0.1, 1e4),
+    Videos,
+    data=paths,
+    root=paths,
+    num_frames=many,
+    select_on=st.sampled_from(["val", "none"]),
+    strict=st.booleans(),
+    max_unreadable=st.floats(0, 0.99),
+    cache=paths,
+    fps=st.none() | st.floats(0.1, 60),
+    cache_gib=st.floats(0.1, 1e4),
 )
 tunings = settings(
     Tuning,
