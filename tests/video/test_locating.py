@@ -49,12 +49,38 @@ def test_links_are_followed_once(tmp_path):
 
 
 def test_numbers_in_names(tmp_path):
-    touch(tmp_path, "video12.mp4", "msr12_video3.mp4", "x/v03.avi", "none.mp4", "7/1.jpg")
+    touch(tmp_path, "video12.mp4", "x/video3.avi", "video03.mp4", "none.mp4", "video7/1.jpg")
+    # Of these no one digits are all, and at the end.
+    touch(tmp_path, "msr12_video4.mp4", "mv89psg6zh4_33_46.avi", "video9b.mp4", "v5_6.mp4")
     library = scan(tmp_path)
+    assert library.beginnings == ["video"]
     assert library.numbered(12) == ["video12"]
-    assert sorted(library.numbered(3)) == ["msr12_video3", "v03"]
-    assert library.numbered(7) == ["7"]
-    assert library.numbered(1) == []
+    assert sorted(library.numbered(3)) == ["video03", "video3"]
+    assert library.numbered(7) == ["video7"]
+    assert [library.numbered(i) for i in (1, 4, 46, 9, 6)] == [[]] * 5
+
+
+@pytest.mark.parametrize("other", ["clip9.mp4", "9.mp4", "deep/Video9.mp4"])
+def test_numbers_in_names_that_begin_otherwise_are_no_ids(tmp_path, other):
+    touch(tmp_path, "video12.mp4", "video3.mp4")
+    assert scan(tmp_path).numbered(3) == ["video3"]
+    touch(tmp_path, other)
+    library = scan(tmp_path)
+    assert len(library.beginnings) == 2
+    assert [library.numbered(i) for i in (3, 9, 12)] == [[]] * 3
+
+
+def test_numbers_alone_are_names_too(tmp_path):
+    touch(tmp_path, "000012.mp4", "x/7.mp4")
+    assert scan(tmp_path).numbered(12) == ["000012"]
+
+
+def test_paths_without_suffix(tmp_path):
+    touch(tmp_path, "a.mp4", "s/a.avi", "s/a.mp4", "s/t/d.1/0.jpg", "s.t/b.c.mkv")
+    library = scan(tmp_path)
+    assert library.paths("s/a") == ["s/a.avi", "s/a.mp4"]
+    assert [library.find(name) for name in ("s/t/d.1", "s.t/b.c")] == ["s/t/d.1", "s.t/b.c.mkv"]
+    assert [library.find(name) for name in ("s/t/d", "s/b", "t/a", "s/a.avi")] == [None] * 4
 
 
 def test_folders_that_are_none(tmp_path):

@@ -39,7 +39,9 @@ def test_references_are_in_the_order_of_the_images_as_in_the_coco_evaluation(fil
     annotations = [entry(1), entry(2), entry(3), entry(2, "z")]
     images = [{"id": 3}, {"id": "2"}, {"id": 9}]
     references = read_references(file({"images": images, "annotations": annotations}))
-    assert list(references.items()) == [("3", ["a dog"]), ("2", ["a dog", "z"]), ("1", ["a dog"])]
+    assert list(references.items()) == [
+        *(("3", ["a dog"]), ("2", ["a dog", "z"]), ("9", []), ("1", ["a dog"]))
+    ]
     predictions, kept = paired({"1": "x", "3": "y"}, references, only_predicted=True)
     assert list(predictions.items()) == [("3", "y"), ("1", "x")]
     assert kept == {"3": ["a dog"], "1": ["a dog"]}
@@ -111,6 +113,16 @@ def test_predictions_that_cannot_be_are_named_with_file_and_entry(file, content,
 def test_references_that_cannot_be_are_named_with_file_and_entry(file, content, sentence):
     with pytest.raises(ValueError, match=sentence):
         read_references(file(content))
+
+
+def test_an_id_without_captions_has_no_references():
+    references = {"1": ["x"], "2": []}
+    assert paired({"1": "y"}, references) == ({"1": "y"}, {"1": ["x"]})
+    for only_predicted in (False, True):
+        with pytest.raises(
+            ValueError, match=r"no references for 1 \('2'\) of the 2 ids predicted$"
+        ):
+            paired({"1": "y", "2": "z"}, references, only_predicted=only_predicted)
 
 
 def test_an_id_that_one_side_lacks_is_named():

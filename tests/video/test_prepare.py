@@ -50,6 +50,8 @@ def videos(tmp_path):
 
 # The protocol is that of Python 2, whose strings are bytes.
 PYTHON2 = b"(dp0\nS'c_1_2'\np1\n(lp2\n(lp3\nS'a'\np4\naS'man'\np5\naS'cooks'\np6\naas."
+PYTHON2_ACCENT = PYTHON2.replace(b"S'cooks'", rb"S'caf\xc3\xa9'")
+PYTHON2_RAW = PYTHON2.replace(b"S'cooks'", b"S'caf\xc3\xa9'")
 PYTHON2_BINARY = b"\x80\x02}q\x00U\x05c_1_2q\x01]q\x02]q\x03(U\x01aU\x05caf\xc3\xa9eas."
 
 FORMS = {
@@ -105,6 +107,15 @@ FORMS = {
         {},
         {"c_1_2": ("val", ["a man cooks"])},
     ),
+    **{
+        f"msvd, Python 2's pickle, {how}": (
+            "msvd",
+            {"val_list.txt": "c_1_2", "raw-captions.pkl": content},
+            {},
+            {"c_1_2": ("val", ["a man caf\u00e9"])},
+        )
+        for how, content in {"escaped": PYTHON2_ACCENT, "as it is": PYTHON2_RAW}.items()
+    },
     "msvd, Python 2's binary pickle": (
         "msvd",
         {"val_list.txt": "c_1_2", "raw-captions.pkl": PYTHON2_BINARY},
@@ -218,14 +229,17 @@ FLAWS = {
             }
         },
         {},
-        ["duplicate", "unknown split", "empty caption", "unknown video", *["no captions"] * 2],
-        ["video0", "video1", "video2", "video3", "video7"],
+        [
+            *("in two splits", "unknown split", "empty caption", "unknown video"),
+            *["no captions"] * 2,
+        ],
+        ["video1", "video2", "video3", "video0", "video7"],
     ),
     "msrvtt 9k": (
         "msrvtt",
         {**MSRVTT_LISTS, "MSRVTT_train.9k.csv": "video_id\nvideo0\nvideo77\nvideo2\nvideo0\n"},
         {"task": "retrieval"},
-        ["unknown video", "duplicate", "duplicate"],
+        ["unknown video", "in two splits", "duplicate"],
         ["video2", "video9", "video0"],
     ),
     "msvd": (
@@ -236,8 +250,8 @@ FLAWS = {
             "test_list.txt": "d_1_2\nc_1_2\nnothing_1_2\n",
         },
         {},
-        ["duplicate", "empty caption", "unknown split", "no captions"],
-        [*MSVD_WANTED, "nothing_1_2"],
+        ["in two splits", "empty caption", "unknown split", "no captions"],
+        ["-4wsuPCjDBc_5_15", "_UqqJdpVhhE_7_10", "d_1_2", "c_1_2", "nothing_1_2"],
     ),
     "vatex": (
         "vatex",
@@ -249,7 +263,7 @@ FLAWS = {
             ],
         },
         {},
-        ["empty caption", "duplicate", "duplicate"],
+        ["empty caption", "duplicate", "in two splits"],
         ["G9zN5TTuGO4_000179_000189", "a_b-c_d_e_f_000000_000010", "plain"],
     ),
     "lsmdc": (
@@ -261,7 +275,7 @@ FLAWS = {
             "LSMDC16_annos_val.csv": lsmdc_line(FILM, "She runs."),
         },
         {},
-        ["duplicate", "short line", "empty caption", "duplicate", "no captions"],
+        ["duplicate", "short line", "empty caption", "in two splits", "no captions"],
         [FILM],
     ),
 }
@@ -280,6 +294,67 @@ def test_flaws_are_listed_and_fatal_if_asked(tmp_path, videos, case):
     with pytest.raises(ValueError) as caught:
         prepare(dataset, given, videos, tmp_path, strict=True, **options)
     assert str(caught.value) == f"{prepared.problems[0].where}: {prepared.problems[0].what}"
+
+
+# Each trains on what it tests: the videos of train and test, and the captions of the one in both.
+TWICE = {
+    "msrvtt": (
+        {
+            "MSRVTT_data.json": {
+                "videos": [
+                    *(msrvtt_video(f"video{i}", "train") for i in (0, 1)),
+                    *(msrvtt_video(f"video{i}", "test") for i in (1, 2)),
+                ],
+                "sentences": [msrvtt_sentence(f"video{i}", "a") for i in (0, 1, 2)],
+            }
+        },
+        (["video0"], ["video1", "video2"], ["a"]),
+    ),
+    "msvd": (
+        {
+            "train_list.txt": "a\nb\n",
+            "val_list.txt": "c\n",
+            "test_list.txt": "b\nc\n",
+            "AllVideoDescriptions.txt": "a x\nb y\nc z\n",
+        },
+        (["a"], ["b", "c"], ["y"]),
+    ),
+    "vatex": (
+        {
+            "vatex_training_v1.0.json": [{"videoID": i, "enCap": ["of train"]} for i in "ab"],
+            "vatex_public_test_english_v1.1.json": [
+                {"videoID": i, "enCap": ["of test"]} for i in "bc"
+            ],
+        },
+        (["a"], ["b", "c"], ["of test"]),
+    ),
+    "lsmdc": (
+        {
+            "LSMDC16_annos_training.csv": lsmdc_line("a", "He.") + lsmdc_line("b", "She.") * 2,
+            "LSMDC16_challenge_1000_publictect.csv": lsmdc_line("b", "It.") + lsmdc_line("c", "I."),
+        },
+        (["a"], ["b", "c"], ["It."]),
+    ),
+}
+
+
+@pytest.mark.parametrize("dataset", TWICE)
+def test_what_is_tested_is_not_trained_on(tmp_path, videos, dataset):
+    files, (train, test, captions) = TWICE[dataset]
+    folder = write(tmp_path / "annotations", files)
+    prepared = prepare(dataset, [folder], videos, tmp_path)
+    found = {
+        split: [v.video_id for v in prepared.videos if v.split == split]
+        for split in ("train", "val", "test")
+    }
+    assert found == {"train": train, "val": [], "test": test}
+    assert [list(v.captions) for v in prepared.videos if v.video_id == test[0]] == [captions]
+    problems = [p for p in prepared.problems if p.kind == "in two splits"]
+    assert len(problems) == (2 if dataset == "msvd" else 1)
+    assert problems[0].where.startswith(str(folder / next(iter(files))))
+    assert f"video {test[0]!r} of train is left to test, in {folder}" in problems[0].what
+    assert summary(problems[:1]) == "1 video in two splits"
+    assert summary(problems[:1] * 2) == "2 videos in two splits"
 
 
 def test_missing_videos_are_listed_and_dropped_if_asked(tmp_path, videos):

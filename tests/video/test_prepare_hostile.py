@@ -14,7 +14,12 @@ from hypothesis import strategies as st
 from tokenmix_ops.video.data.manifest import summary
 from tokenmix_ops.video.data.prepare import prepare
 from tokenmix_ops.video.data.prepare.plain_pickle import load_plain
-from tokenmix_ops.video.data.prepare.reading import read_csv, read_text, video_name
+from tokenmix_ops.video.data.prepare.reading import (
+    read_csv,
+    read_text,
+    video_name,
+    video_path,
+)
 
 VIDEO = {"video_id": "video0", "split": "train"}
 SENTENCE = {"sen_id": 0, "video_id": "video0", "caption": "caf\u00e9"}
@@ -142,11 +147,12 @@ ENTRIES = {
     "COCO": ("lists", {}, r"json: lacks 'annotations', it has none"),
     "COCO's": ("lists", {"annotations": 1}, r"json: 'annotations' must be a list, got 1"),
     "flag": ("lists", {"annotations": [{"image_id": True, "caption": "a"}]}, r"'image_id' must be"),
+    "number": ("lists", [{"image_id": 3, "caption": "a"}], r"\[0\]: lacks 'video', it has"),
     "minus": ("lists", {"annotations": [{"image_id": -1, "caption": "a"}]}, r"'image_id' must be"),
     "file": (
         "lists",
-        {"images": [{"id": 1, "file_name": "a/b.mp4"}], "annotations": []},
-        r"images\[0\]: 'a/b\.mp4' must be a video's name, without folders",
+        {"images": [{"id": 1, "file_name": "/a/b.mp4"}], "annotations": []},
+        r"images\[0\]: '/a/b\.mp4' must be a path below the videos' folder, with '/', without '\.\.'",
     ),
 }
 
@@ -158,7 +164,7 @@ def test_fields_of_lists(tmp_path, case):
     refused(tmp_path, reason, dataset, name, json.dumps(content))
 
 
-OUTSIDE = ["../a", "a/b", "/etc/passwd", "a\\b", "..", ".", "", " ", "a\nb", "..\\a.mp4"]
+OUTSIDE = ["../a", "a/../b", "/etc/passwd", "a\\b", "..", ".", "", " ", "a\nb", "..\\a.mp4", "a/.."]
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
@@ -167,7 +173,8 @@ def test_names_that_lead_out_are_refused(tmp_path, name):
     vatex = json.dumps([{"videoID": name, "enCap": ["a"]}])
     refused(tmp_path, reason, "vatex", "vatex_training_v1.0.json", vatex)
     listed = json.dumps([{"video": name, "caption": "a"}])
-    refused(tmp_path, reason, "lists", "a.json", listed)
+    below = "cannot be a video's name|must be a path below the videos' folder"
+    refused(tmp_path, below, "lists", "a.json", listed)
     data = json.dumps(broken(["videos", 0, "video_id"], name))
     refused(tmp_path, reason, "msrvtt", "MSRVTT_data.json", data)
     if name.strip() and "\n" not in name:
@@ -184,6 +191,26 @@ def test_a_name_stays_in_its_folder(text):
     else:
         path = os.path.normpath(os.path.join("/videos", name))
         assert os.path.dirname(path) == "/videos"
+
+
+@given(st.text(st.characters(codec="utf-8")) | st.text("a./\\", max_size=12))
+def test_a_path_stays_below_the_folder(text):
+    try:
+        path = video_path(text, "here")
+    except ValueError as error:
+        assert str(error).startswith("here: ")  # noqa: PT017
+    else:
+        assert os.path.normpath(f"/videos/{path}") == f"/videos/{path}"
+
+
+def test_names_with_folders_are_for_lists_alone(tmp_path):
+    for kind in ("VATEX", "JSON", "tabs"):
+        dataset, name, text = FILES[kind]
+        text = text.replace("video0", "a/b").replace('ID": "a"', 'ID": "a/b"')
+        reason = "'a/b' must be a video's name, without folders"
+        refused(tmp_path, reason, dataset, name, text.replace("a_clip", "a/b"))
+    long = json.dumps([{"video": "a/" * 10**6 + "b", "caption": "a"}])
+    refused(tmp_path, r"\[0\]: .* is too long for a path", "lists", "a.json", long)
 
 
 def test_names_that_are_too_long_are_refused(tmp_path):
@@ -276,6 +303,13 @@ CONTENTS = {
     "tokens": (pickle.dumps({"a": [["b", 1]]}), r"'a'\[0\]: must be a list of strings, got \['b'"),
     "deep": (b"\x80\x02}U\x01a" + b"]" * 10**5 + b"a" * (10**5 - 1) + b"s.", r"must be a list of"),
     "itself": (b"\x80\x02}U\x01a]q\x00h\x00as.", r"must be a list of strings, got \[\[\["),
+    "latin-1, protocol 0": (
+        b"(dS'a'\n((lS'\\xe9'\natas.",
+        r"text that is not in UTF-8; convert it",
+    ),
+    "no end of a string": (b"(dS'a", r"no plain pickle: byte 2 starts a string without an end"),
+    "no opcode": (b"(d\xff.", r"no plain pickle: byte 2 is no opcode"),
+    "cut off": (b"(d", r"no plain pickle: byte 2 is its end, but not that of a pickle"),
     "latin-1": (b"\x80\x02}U\x01a](U\x02\xe9bees.", r"holds text that is not in UTF-8"),
     "text": (b"a man cooks", r"is damaged, or no plain pickle"),
     "empty": (b"", r"is damaged, or no plain pickle"),
@@ -288,6 +322,19 @@ def test_what_a_pickle_may_hold(tmp_path, case):
     content, reason = CONTENTS[case]
     (tmp_path / "train_list.txt").write_text("a")
     refused(tmp_path, reason, "msvd", "raw-captions.pkl", content)
+
+
+def test_a_pickle_that_repeats_itself_without_end_is_refused(tmp_path):
+    (tmp_path / "train_list.txt").write_text("a")
+    several = [[["word"] * 1000] * 1000] * 1000
+    content = pickle.dumps({f"a{i}": captions for i, captions in enumerate(several)})
+    assert len(content) < 30_000
+    reason = r"'a[01]'\[[0-9]+\]: by here its text is 50 times as long as the file, which repeats"
+    refused(tmp_path, reason, "msvd", "raw-captions.pkl", content)
+    wordless = pickle.dumps({f"a{i}": captions for i, captions in enumerate([[[]] * 9999] * 9999)})
+    refused(tmp_path, "50 times as long as the file", "msvd", "raw-captions.pkl", wordless)
+    own = pickle.dumps({"a": [["some", "words"]] * 100})
+    assert len(read(tmp_path, "msvd", "raw-captions.pkl", own).videos[0].captions) == 100
 
 
 PLAIN = st.recursive(
@@ -343,6 +390,10 @@ def test_lists_of_comma_separated_values(tmp_path):
     for content, reason in {
         "video\na\n": r"line 1: lacks the column video_id, sentence; it has 'video'",
         "video_id,sentence\na\n": r"line 2: lacks sentence",
+        "video_id,sentence\na,b\nc,d, e,f\n": (
+            r"line 3: has 4 columns, the header 2: quote text that holds a comma$"
+        ),
+        "video_id,sentence\na,b,\n": r"line 2: has 3 columns, the header 2: quote",
         'video_id,sentence\na,"b': r"line 2: is not CSV",
         "video_id,sentence\na,b\0c\n": r"line 2: (holds a NUL|is not CSV)",
         f"video_id,sentence\na,{'b' * 200_000}\n": r"line 2: is not CSV: field larger than",
@@ -351,6 +402,15 @@ def test_lists_of_comma_separated_values(tmp_path):
         with pytest.raises(ValueError, match=reason) as caught:
             list(read_csv(path, ["video_id", "sentence"]))
         assert str(caught.value).startswith(f"{path}, line ")
+
+
+def test_a_sentence_with_a_bare_comma_is_not_cut(tmp_path):
+    name = "MSRVTT_JSFUSION_test.csv"
+    text = "key,vid_key,video_id,sentence\nret1,msr3,video3,{}\n"
+    good = read(tmp_path, "msrvtt", name, text.format('"a man, a woman"'), task="retrieval")
+    assert good.videos[0].captions == ("a man, a woman",)
+    reason = r"test\.csv, line 2: has 5 columns, the header 4: quote text that holds a comma$"
+    refused(tmp_path, reason, "msrvtt", name, text.format("a man, a woman"), task="retrieval")
 
 
 def test_columns_of_lsmdc(tmp_path):

@@ -71,6 +71,33 @@ def test_ids_that_were_not_predicted_can_be_left_out(files, capsys):
         tokenmix(predictions, references, *PYTHON, "--only-predicted")
 
 
+def test_ids_without_captions_are_counted(files, tmp_path, capsys):
+    predictions, references = files
+    tokenmix(*files, *PYTHON, "--json")
+    out, err = capsys.readouterr()
+    assert err == ""
+    document = json.loads(references.read_text())
+    document["images"] = [{"id": name} for name in (*REFERENCES, 8, "video9")]
+    references.write_text(json.dumps(document))
+    tokenmix(*files, *PYTHON, "--json")
+    said = f"without captions, and left out: 2 of the 5 ids in {references}\n"
+    assert capsys.readouterr() == (out, said)
+    listed = tmp_path / "videos.jsonl"
+    captions = {**REFERENCES, "silent": []}
+    lines = [
+        {"video": f"{name}.mp4", "video_id": name, "captions": own, "split": "test"}
+        for name, own in captions.items()
+    ]
+    listed.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    tokenmix(predictions, listed, *PYTHON, "--json")
+    said = f"without captions, and left out: 1 of the 4 ids in {listed}\n"
+    assert capsys.readouterr() == (out, said)
+    rows = [*json.loads(predictions.read_text()), {"image_id": "8", "caption": "x"}]
+    predictions.write_text(json.dumps(rows))
+    with pytest.raises(SystemExit, match=r"no references for 1 \('8'\) of the 4 ids predicted"):
+        tokenmix(*files, *PYTHON)
+
+
 def test_references_may_be_a_list_of_videos(files, tmp_path, capsys):
     videos = [
         {"video": f"{name}.mp4", "video_id": name, "captions": captions, "split": split}

@@ -7,6 +7,9 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -21,6 +24,7 @@ from tokenmix_ops.video.data.unreadable import Unreadable
 from tokenmix_ops.video.experiments import running
 from tokenmix_ops.video.experiments.captioning import CaptioningTask
 from tokenmix_ops.video.experiments.evaluating import evaluate_captions, evaluate_ranking
+from tokenmix_ops.video.experiments.files import as_yaml
 from tokenmix_ops.video.experiments.retrieval import RetrievalTask
 from tokenmix_ops.video.experiments.settings import Captioning, Retrieval
 
@@ -74,10 +78,14 @@ def test_each_video_is_listed_once(tmp_path):
         later.add(some[4], ValueError("fourth"))
     wider = Unreadable(tmp_path / "list.jsonl", some, 0.5)
     wider.add(some[5], ValueError("fifth"))
-    # Of other videos nothing is counted; half a line is not either.
+    # Of other videos nothing is counted; half a line is not either, and spoils no other.
     with (tmp_path / "list.jsonl").open("a") as file:
         file.write('{"video_id": "7", "vid')
     assert wider.reasons().keys() == {"1", "2", "3", "4", "5"}
+    most = Unreadable(tmp_path / "list.jsonl", some, 0.9)
+    most.add(some[6], ValueError("sixth, of \udce9"))
+    assert most.reasons().keys() == wider.reasons().keys() == {"1", "2", "3", "4", "5", "6"}
+    assert Unreadable(tmp_path / "list.jsonl", some, 0.9).reasons() == most.reasons()
     assert Unreadable(tmp_path / "list.jsonl", some[3:5], 0.5).reasons().keys() == {"3", "4"}
 
 
@@ -85,6 +93,25 @@ def test_each_video_is_listed_once(tmp_path):
 def test_a_share_that_cannot_be(tmp_path, share):
     with pytest.raises(ValueError, match="max_unreadable"):
         Unreadable(tmp_path / "list.jsonl", videos(3), share)
+
+
+def test_missing_ones_count_as_well(tmp_path):
+    notes = Unreadable(tmp_path / "list.jsonl", videos(8), 0.25, missing=1)
+    notes.add(videos(8)[0], ValueError("bad"))
+    with pytest.raises(ValueError, match=r"2 of 8 .* and 1 are not there: more than the 25%"):
+        notes.add(videos(8)[1], ValueError("bad"))
+
+
+def test_a_long_list_takes_no_longer_for_each(tmp_path):
+    some = videos(20000)
+    spent = []
+    for name, count in (("short", 1000), ("long", 8000)):
+        notes = Unreadable(tmp_path / name, some, 0.9)
+        began = time.process_time()
+        for video in some[:count]:
+            notes.add(video, ValueError("bad"))
+        spent.append((time.process_time() - began) / count)
+    assert spent[1] < 3 * spent[0]
 
 
 def add_all(path, own):
@@ -218,6 +245,18 @@ def test_too_many_stop_the_training(world, experiment_folder, tmp_path):
     assert not (tmp_path / "allowed" / "unreadable.jsonl").exists()
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_process_that_stops_ends_with_its_workers(world, experiment_folder, tmp_path, workers):
+    damage(world, "train", *range(6))
+    one = on(world, experiment("captioning", experiment_folder, workers=workers))
+    (tmp_path / "one.yaml").write_text(as_yaml(one))
+    command = (sys.executable, "-m", "tokenmix_ops.video.cli", "caption", "train")
+    options = ("--config", str(tmp_path / "one.yaml"), "--out", str(tmp_path / "run"))
+    ended = subprocess.run((*command, *options), capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1
+    assert "of 16 videos could not be read" in ended.stderr.splitlines()[-1]
+
+
 def test_a_new_training_begins_with_no_list(world, experiment_folder, tmp_path):
     bad = damage(world, "train", 0)
     one = on(world, experiment("captioning", experiment_folder))
@@ -239,7 +278,8 @@ def test_evaluations_leave_out_what_they_are_allowed_to(world, experiment_folder
     ):
         ask = dict(workers=0, batch_size=2, **more)
         model = str(experiment_folder / task)
-        with pytest.raises(ClipError, match=world.of_split("test")[0].video):
+        wanted = f"{world.of_split('test')[0].video}.*; --max-unreadable 0.1 leaves out"
+        with pytest.raises(ClipError, match=wanted):
             evaluate(model, data, None, "test", **ask)
         with pytest.raises(ValueError, match="1 of 2 videos of split 'test' cannot be read"):
             evaluate(model, data, None, "test", max_unreadable=0.3, **ask)

@@ -34,6 +34,8 @@ def score(
         time_limit: seconds for each Java program; by default ten minutes, more for many captions.
         json: print the figures as JSON; METEOR is null if it is not available.
     """
+    import sys
+
     from rich.console import Console
 
     from tokenmix_ops.video.cli.training import show_scores
@@ -44,10 +46,13 @@ def score(
     predicted = read_predictions(predictions)
     if references.suffix == ".jsonl":
         videos = read_manifest(references).of_split(split)
-        truths = {video.video_id: list(video.captions) for video in videos if video.captions}
+        truths = {video.video_id: list(video.captions) for video in videos}
     else:
         truths = read_references(references)
     predicted, kept = paired(predicted, truths, only_predicted=only_predicted)
+    if wordless := sum(not captions for captions in truths.values()):
+        left_out = f"{wordless:,} of the {len(truths):,} ids in {references}"
+        print(f"without captions, and left out: {left_out}", file=sys.stderr)
     with Console(stderr=True).status("scoring"):
         scores = caption_scores(
             predicted, kept, tokenizer=tokenizer, meteor=meteor, time_limit=time_limit

@@ -110,19 +110,24 @@ class CaptionedClips(Clips):
         return len(self.pairs)
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
-        epoch, index = (0, key) if isinstance(key, int) else key
-        generator = generator_for(self.seed, epoch, index)
+        epoch, asked = (0, key) if isinstance(key, int) else key
+        index, generator = asked, generator_for(self.seed, epoch, asked)
+        attempt = 0
         while True:
             row, caption = self.pairs[index]
-            try:
-                pixels = self._pixels(self.videos[row], "random", generator)
-            except ClipError as error:
-                if self.unreadable is None:
-                    raise
-                self.unreadable.add(self.videos[row], error)
-                index = int(torch.randint(len(self.pairs), (), generator=generator))
-            else:
-                return {"pixels": pixels, "caption": caption, "video": row}
+            video = self.videos[row]
+            if self.unreadable is None or video not in self.unreadable:
+                try:
+                    pixels = self._pixels(video, "random", generator)
+                    return {"pixels": pixels, "caption": caption, "video": row}
+                except ClipError as error:
+                    if self.unreadable is None:
+                        raise
+                    self.unreadable.add(video, error)
+            # One of its own: how much the other was drawn from depends on what is wrong.
+            attempt += 1
+            generator = generator_for(self.seed, epoch, asked, attempt)
+            index = int(torch.randint(len(self.pairs), (), generator=generator))
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -21,7 +21,10 @@ SPLITS = ("train", "val", "test")
 
 # Neither can stand in a path, and a lone surrogate not in a UTF-8 file either.
 _UNFIT = re.compile("[\0\ud800-\udfff]")
-_WORDS = {"no captions": ("video without captions", "videos without captions")}
+_WORDS = {
+    "no captions": ("video without captions", "videos without captions"),
+    "in two splits": ("video in two splits", "videos in two splits"),
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,16 +14,29 @@ class Unreadable:
     """A list of videos, JSON lines, that several processes and their workers add to.
 
     The file is the list, so that workers see each other's finds, and a training that goes on those
-    from before. Raises ValueError unless ``share`` is from 0 to below 1.
+    from before. Of the split, ``videos`` are there and ``missing`` more are not; both count for
+    the ``share`` of it that may be. Raises ValueError unless that is from 0 to below 1.
     """
 
-    def __init__(self, path: str | os.PathLike[str], videos: Iterable[Video], share: float) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        videos: Iterable[Video],
+        share: float,
+        missing: int = 0,
+    ) -> None:
         if not 0 <= share < 1:
             raise ValueError(f"max_unreadable is {share}, it must be at least 0 and below 1")
         self.path = Path(path)
         self.ids = frozenset(video.video_id for video in videos)
         self.share = share
-        self.found: set[str] = set()
+        self.missing = missing
+        self._reasons: dict[str, str] = {}
+        self._read = 0
+
+    def __contains__(self, video: Video) -> bool:
+        """Whether this process knows that a video cannot be read."""
+        return video.video_id in self._reasons
 
     def add(self, video: Video, error: Exception) -> None:
         """List a video, if it is not there yet.
@@ -31,35 +44,30 @@ class Unreadable:
         Raises ValueError if there are now more than the allowed share; OSError if the list cannot
         be written.
         """
-        if video.video_id in self.found:
-            return
-        self.found |= self.reasons().keys()
-        if video.video_id not in self.found:
+        if video not in self and video.video_id not in self.reasons():
             fields = {"video_id": video.video_id, "video": video.video, "error": str(error)}
-            line = (json.dumps(fields, ensure_ascii=False) + "\n").encode()
-            # One write to the end of a file: lines of several processes do not mix.
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-            try:
-                if os.write(descriptor, line) < len(line):
-                    raise OSError(f"{self.path} could not be written: is the disk full?")
-            finally:
-                os.close(descriptor)
-            self.found = set(self.reasons())
-        if len(self.found) > self.share * len(self.ids):
+            self._append(json.dumps(fields, ensure_ascii=False))
+            self.reasons()
+        if len(self._reasons) + self.missing > self.share * (len(self.ids) + self.missing):
+            also = f" and {self.missing} are not there" if self.missing else ""
             raise ValueError(
-                f"{self.remark()}, more than the {self.share:.0%} that --max-unreadable allows; "
-                f"the last: {error}"
+                f"{self.remark()}{also}: more than the {self.share:.0%} that --max-unreadable "
+                f"allows; the last: {error}"
             )
 
     def reasons(self) -> dict[str, str]:
         """Why each could not be read, by ``video_id``."""
-        if not self.path.exists():
-            return {}
-        lines = self.path.read_bytes().splitlines(keepends=True)
-        # A disk that ran full may have cut the last line.
-        records = (json.loads(line) for line in lines if line.endswith(b"\n"))
-        known = {str(record["video_id"]): str(record["error"]) for record in records}
-        return {name: error for name, error in known.items() if name in self.ids}
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                file.seek(self._read)
+                # What has no end yet may be in the making.
+                new = file.read().rpartition(b"\n")[0]
+            self._read += len(new) + 1 if new else 0
+            for line in new.split(b"\n"):
+                record = _parsed(line)
+                if record and record["video_id"] in self.ids:
+                    self._reasons.setdefault(record["video_id"], record["error"])
+        return dict(self._reasons)
 
     def remark(self) -> str | None:
         """How many there are, in words; None if there are none."""
@@ -67,3 +75,25 @@ class Unreadable:
         if not count:
             return None
         return f"{count} of {len(self.ids)} videos could not be read, {self.path} lists them"
+
+    def _append(self, line: str) -> None:
+        """One write to the end of the file: lines of several processes do not mix."""
+        data = f"{line}\n".encode("utf-8", "backslashreplace")
+        descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            size = os.fstat(descriptor).st_size
+            if size and os.pread(descriptor, 1, size - 1) != b"\n":
+                # A disk that was full cut the last line.
+                data = b"\n" + data
+            if os.write(descriptor, data) < len(data):
+                raise OSError(f"{self.path} could not be written: is the disk full?")
+        finally:
+            os.close(descriptor)
+
+
+def _parsed(line: bytes) -> dict[str, str] | None:
+    """What a line says; None for one that was cut."""
+    try:
+        return dict(json.loads(line))
+    except ValueError:
+        return None

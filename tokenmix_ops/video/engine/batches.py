@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from tokenmix_ops.video.data.sampling import EpochBatches
+from tokenmix_ops.video.data.workers import OutliveSignals
 from tokenmix_ops.video.engine.settings import Training
 
 
@@ -50,6 +50,7 @@ def loader_of(
     settings: Training,
     collate: Callable[[list[Any]], Any] | None,
     device: torch.device,
+    workers: OutliveSignals,
 ) -> DataLoader[Any]:
     """A loader of the training's remaining batches; ``dataset`` is asked for (epoch, index)."""
     return DataLoader(
@@ -57,15 +58,8 @@ def loader_of(
         batch_sampler=batches,
         collate_fn=collate,
         num_workers=settings.workers,
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=workers,
         pin_memory=device.type == "cuda",
         # The loader draws a seed for its workers: not from the generator of the model's dropout.
         generator=torch.Generator().manual_seed(settings.seed),
     )
-
-
-def _ignore_signals(worker: int) -> None:
-    """Ctrl-C, and the SIGTERM of a launcher or a cluster, reach workers too; they must live on
-    until the update that runs is finished. They end when the process that trains does."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)

@@ -17,6 +17,7 @@ from rich.console import Console
 from torch import Tensor, distributed
 from torch.utils.data import Dataset
 
+from tokenmix_ops.video.data.workers import OutliveSignals
 from tokenmix_ops.video.engine.batches import TrainingBatches, loader_of
 from tokenmix_ops.video.engine.checkpointing import checkpoint_layers
 from tokenmix_ops.video.engine.interrupts import Interrupts
@@ -121,7 +122,8 @@ class _Run:
             length, settings, rank=accelerator.process_index, world=self.world
         )
         self.per_epoch, self.total = self.batches.per_epoch, self.batches.total
-        self.loader = loader_of(dataset, self.batches, settings, collate, self.device)
+        self.workers = OutliveSignals(settings.workers)
+        self.loader = loader_of(dataset, self.batches, settings, collate, self.device, self.workers)
         self.identity = {
             **{name: value for name, value in asdict(settings).items() if name not in FREE},
             "task": task.name,
@@ -153,6 +155,7 @@ class _Run:
             self.go_on()
         main = self.accelerator.is_main_process
         with ExitStack() as stack:
+            stack.callback(self.workers.end)
             self.log: Log = Log(self.store.log if main else None, self.update)
             stack.callback(self.log.close)
             self.start_trackers(stack)

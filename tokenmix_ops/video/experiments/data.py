@@ -21,8 +21,11 @@ from tokenmix_ops.video.experiments.settings import Videos
 _SHOWN = 3
 
 
-def open_data(videos: Videos, *splits: str, say: Callable[[str], None]) -> Manifest:
-    """The videos of an experiment, without those of ``splits`` that are not there.
+def open_data(
+    videos: Videos, *splits: str, say: Callable[[str], None]
+) -> tuple[Manifest, dict[str, int]]:
+    """The videos of an experiment, without those of ``splits`` that are not there; and how many
+    each split has with them.
 
     ``say`` is told what is left out. Raises ValueError if no data are named, a split is empty, or
     more of it is missing than ``max_unreadable`` allows.
@@ -39,12 +42,13 @@ def open_data(videos: Videos, *splits: str, say: Callable[[str], None]) -> Manif
         raise ValueError(f"--data {videos.data} cannot be read: {error.strerror}") from error
     if manifest.problems:
         say(f"{videos.data}: {summary(manifest.problems)}; tokenmix data check lists them")
+    counts = {split: len(manifest.of_split(split)) for split in splits}
     for split in splits:
         absent = {
             video.video_id: str(manifest.path_of(video)) for video in missing(manifest, split)
         }
-        manifest = _without(manifest, split, absent, "are not there", videos, say)
-    return manifest
+        manifest = _without(manifest, split, counts, absent, "are not there", videos, say)
+    return manifest, counts
 
 
 def open_cache(videos: Videos) -> FrameCache | None:
@@ -69,6 +73,7 @@ def check_captions(manifest: Manifest, split: str, *, each: bool) -> None:
 def only_readable(
     manifest: Manifest,
     split: str,
+    counts: Mapping[str, int],
     videos: Videos,
     workers: int,
     accelerator: Accelerator,
@@ -77,7 +82,8 @@ def only_readable(
     """The manifest without videos of a split that an evaluation could not read.
 
     All of them are read for it, once, by all processes together; not if none may be left out.
-    Raises ValueError if they are more than ``max_unreadable`` allows.
+    ``counts`` is what `open_data` counted. Raises ValueError if they are more than
+    ``max_unreadable`` allows.
     """
     if not videos.max_unreadable:
         return manifest
@@ -98,7 +104,7 @@ def only_readable(
     )
     found = list(progress.track(loader, f"reading of {split}"))
     reasons = dict(pair for pair in gather_object(found) if pair[1] is not None)
-    return _without(manifest, split, reasons, "cannot be read", videos, progress.say)
+    return _without(manifest, split, counts, reasons, "cannot be read", videos, progress.say)
 
 
 class _Reasons(Dataset[tuple[str, str | None]]):
@@ -118,6 +124,7 @@ class _Reasons(Dataset[tuple[str, str | None]]):
 def _without(
     manifest: Manifest,
     split: str,
+    counts: Mapping[str, int],
     reasons: Mapping[str, str],
     what: str,
     videos: Videos,
@@ -125,14 +132,17 @@ def _without(
 ) -> Manifest:
     if not reasons:
         return manifest
-    of_all = len(manifest.of_split(split))
+    present = len(manifest.of_split(split))
+    gone = counts[split] - present
     shown = list(reasons.values())
     listed = ", ".join(shown[:_SHOWN]) + (", ..." if len(shown) > _SHOWN else "")
-    found = f"{len(reasons)} of {of_all} videos of split {split!r} {what}: {listed}"
-    if len(reasons) > videos.max_unreadable * of_all:
+    found = f"{len(reasons)} of {present} videos of split {split!r} {what}: {listed}"
+    if len(reasons) + gone > videos.max_unreadable * counts[split]:
+        also = f", and {gone} are not there" if gone else ""
+        hint = "; is --root right?" if len(reasons) == present else ""
         raise ValueError(
-            f"{found}; more than the {videos.max_unreadable:.0%} that --max-unreadable allows. Is "
-            "--root right? tokenmix data check lists them all"
+            f"{found}{also}: more than the {videos.max_unreadable:.0%} that --max-unreadable "
+            f"allows; tokenmix data check lists them all{hint}"
         )
     say(f"left out: {found}")
     kept = [v for v in manifest.videos if v.split != split or v.video_id not in reasons]

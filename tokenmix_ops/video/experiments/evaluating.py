@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -66,7 +67,8 @@ def evaluate_captions(
         manifest = _open_split(experiment, split, accelerator, progress)
         check_captions(manifest, split, each=True)
         loaded.model.to(accelerator.device)
-        captions = caption_split(loaded, manifest, split, experiment, accelerator, progress)
+        with _advising():
+            captions = caption_split(loaded, manifest, split, experiment, accelerator, progress)
     if not accelerator.is_main_process:
         return None, captions
     references = {video.video_id: video.captions for video in manifest.of_split(split)}
@@ -98,7 +100,8 @@ def evaluate_ranking(
     with _progress(accelerator) as progress:
         manifest = _open_split(experiment, split, accelerator, progress)
         loaded.model.to(accelerator.device)
-        figures = rank_split(loaded, manifest, split, experiment, accelerator, progress)
+        with _advising():
+            figures = rank_split(loaded, manifest, split, experiment, accelerator, progress)
     return figures if accelerator.is_main_process else None
 
 
@@ -218,9 +221,20 @@ def _open_split(
     experiment: Captioning | Retrieval, split: str, accelerator: Accelerator, progress: Progress
 ) -> Manifest:
     videos = experiment.videos
-    manifest = open_data(videos, split, say=progress.say)
+    manifest, counts = open_data(videos, split, say=progress.say)
     workers = experiment.training.workers
-    return only_readable(manifest, split, videos, workers, accelerator, progress)
+    return only_readable(manifest, split, counts, videos, workers, accelerator, progress)
+
+
+@contextmanager
+def _advising() -> Iterator[None]:
+    """Adds to what is wrong with a clip what can be done."""
+    try:
+        yield
+    except ClipError as error:
+        raise ClipError(
+            f"{error}; --max-unreadable 0.1 leaves out up to a tenth of the videos"
+        ) from error
 
 
 def _reading(experiment: E, reading: dict[str, Any]) -> E:

@@ -54,7 +54,7 @@ def run(
     selecting = videos.select_on
     splits = ["train"] if selecting == "none" else ["train", selecting]
     try:
-        manifest = open_data(videos, *splits, say=partial(say, console))
+        manifest, counts = open_data(videos, *splits, say=partial(say, console))
     except ValueError as error:
         if selecting != "none" and f"split is {selecting!r}" in str(error):
             raise ValueError(
@@ -64,8 +64,9 @@ def run(
         raise
     if selecting != "none":
         check_captions(manifest, selecting, each=isinstance(experiment, Captioning))
+    present = manifest.of_split("train")
     unreadable = Unreadable(
-        out / "unreadable.jsonl", manifest.of_split("train"), videos.max_unreadable
+        out / "unreadable.jsonl", present, videos.max_unreadable, counts["train"] - len(present)
     )
     cache = open_cache(videos)
     if cache is not None:
@@ -101,7 +102,13 @@ def run(
         # An hour of training should not end where its evaluation begins.
         with Evaluation(console) as progress:
             manifest = only_readable(
-                manifest, selecting, videos, experiment.training.workers, accelerator, progress
+                manifest,
+                selecting,
+                counts,
+                videos,
+                experiment.training.workers,
+                accelerator,
+                progress,
             )
     task: Task
     collate: Callable[[list[Any]], Any]

@@ -32,7 +32,8 @@ def read_references(path: Path) -> dict[str, list[str]]:
     """Lists of captions by id, from ``{"annotations": [{"image_id": .., "caption": ".."}, ...]}``.
 
     In the order of "images", ``[{"id": ..}, ...]``, if the file has it, as in the COCO evaluation;
-    else in that of the captions. Raises ValueError as `read_predictions` does.
+    else in that of the captions. An image without captions has an empty list. Raises ValueError as
+    `read_predictions` does.
     """
     document = _parsed(path)
     entries = document.get("annotations") if isinstance(document, dict) else None
@@ -50,7 +51,7 @@ def read_references(path: Path) -> dict[str, list[str]]:
         references[_id(where, _fields(where, image), "id")] = []
     for _, name, caption in _captions(path, entries):
         references.setdefault(name, []).append(caption)
-    return {name: captions for name, captions in references.items() if captions}
+    return references
 
 
 def write_predictions(path: Path, predictions: Mapping[str, str]) -> None:
@@ -67,9 +68,10 @@ def paired(
 ) -> tuple[dict[str, str], dict[str, Sequence[str]]]:
     """Both of the same ids, in the order of the references.
 
-    With ``only_predicted`` references of other ids are left out. Raises ValueError naming ids that
-    one of the two lacks.
+    With ``only_predicted`` references of other ids are left out; an id whose list of references is
+    empty has none. Raises ValueError naming ids that one of the two lacks.
     """
+    references = {name: captions for name, captions in references.items() if captions}
     if lacking := [name for name in predictions if name not in references]:
         raise ValueError(f"there are no references for {_named(lacking, predictions)} predicted")
     lacking = [name for name in references if name not in predictions]

@@ -11,13 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from tokenmix_ops.video.engine.placement import start_accelerator
 from tokenmix_ops.video.experiments.evaluating import open_model
 from tokenmix_ops.video.experiments.settings import Opening, Retrieval
 from tokenmix_ops.video.retrieval import VideoRetriever
-from tokenmix_ops.video.search.reading import Clip, read_clips
+from tokenmix_ops.video.search.reading import Clips
 from tokenmix_ops.video.text import clean_caption
 from tokenmix_ops.video.tuning import Tuning, resolved
 
@@ -60,9 +59,9 @@ class SearchModel:
         self._accelerator = start_accelerator(replace(experiment.training, precision=precision))
         self.retriever.to(self._accelerator.device)
 
-    def read(self, paths: Sequence[Path], workers: int) -> DataLoader[Clip]:
+    def read(self, paths: Sequence[Path], workers: int) -> Clips:
         """Clips of videos as the model sees them, in order."""
-        return read_clips(paths, self.num_frames, self.image_size, self.fps, workers)
+        return Clips(paths, self.num_frames, self.image_size, self.fps, workers)
 
     @torch.no_grad()
     def embed_video(self, pixels: Tensor) -> Tensor:

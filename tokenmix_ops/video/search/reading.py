@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tokenmix_ops.video.data.clips import ClipError, normalize_clip, read_clip
+from tokenmix_ops.video.data.workers import OutliveSignals
 
 
 class Clip(NamedTuple):
@@ -26,21 +26,34 @@ class Clip(NamedTuple):
     error: str | None = None
 
 
-def read_clips(
-    paths: Sequence[Path], num_frames: int, size: int, fps: float | None, workers: int
-) -> DataLoader[Clip]:
+class Clips:
     """A clip of each path in order, of frames chosen uniformly, as `read_clip` reads them.
 
     ``workers`` processes read ahead; with 0 this one reads. They leave Ctrl-C to it.
     """
-    return DataLoader(
-        _Clips(paths, num_frames, size, fps),
-        batch_size=None,
-        num_workers=min(workers, len(paths)),
-        collate_fn=_as_it_is,
-        worker_init_fn=_ignore_signals,
-        generator=torch.Generator(),
-    )
+
+    def __init__(
+        self, paths: Sequence[Path], num_frames: int, size: int, fps: float | None, workers: int
+    ) -> None:
+        self.dataset = _Clips(paths, num_frames, size, fps)
+        self.workers = min(workers, len(paths))
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __iter__(self) -> Iterator[Clip]:
+        outliving = OutliveSignals(self.workers)
+        try:
+            yield from DataLoader(
+                self.dataset,
+                batch_size=None,
+                num_workers=self.workers,
+                collate_fn=_as_it_is,
+                worker_init_fn=outliving,
+                generator=torch.Generator(),
+            )
+        finally:
+            outliving.end()
 
 
 class _Clips(Dataset[Clip]):
@@ -75,8 +88,3 @@ def _duration(path: Path) -> float | None:
 
 def _as_it_is(clip: Any) -> Any:
     return clip
-
-
-def _ignore_signals(worker: int) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)

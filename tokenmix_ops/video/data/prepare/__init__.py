@@ -69,7 +69,8 @@ def prepare(
     "lists" it is empty, and ``splits`` names the file of each split. ``root`` is the folder of the
     manifest, from which its paths start. ``task`` and ``training_list`` ("9k" or "7k", the former
     if left out, for retrieval) choose among the splits of MSR-VTT; elsewhere both tasks have the
-    same. Missing videos stay, where they are expected, unless ``drop_missing``. ``progress`` is
+    same. A video in two splits stays in the test, or else in val, and is no more trained on.
+    Missing videos stay, where they are expected, unless ``drop_missing``. ``progress`` is
     called with what is being done, and how many videos are found so far. Raises ValueError, which
     names file and place, for what cannot be read, and with ``strict`` at the first problem; OSError
     for files and folders that are not there.

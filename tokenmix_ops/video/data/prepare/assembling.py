@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
+
 from tokenmix_ops.video.data.manifest import Video
 from tokenmix_ops.video.data.prepare.listing import Listed, Listing
 from tokenmix_ops.video.data.prepare.locating import Library
@@ -10,24 +13,31 @@ from tokenmix_ops.video.data.prepare.locating import Library
 def assemble(listing: Listing, library: Library, prefix: str) -> tuple[list[Video], set[str]]:
     """The videos, whose paths start with ``prefix``, and the ids of those that are not there.
 
-    Left out are videos for training without captions, and those that turn out to be one that is
-    listed already. A video that is not there has the path where it is to be expected.
+    Left out are videos for training without captions, and one of two that turn out to be the same.
+    A video that is not there has the path where it is to be expected.
     """
-    videos: dict[str, Video] = {}
-    absent: set[str] = set()
+    bases = Counter(map(_base, listing.videos))
+    # By path, or by id if there is none: two ids may lead to one file.
+    chosen: dict[tuple[str | None, str], tuple[str, str, Listed]] = {}
     for listed in listing.videos.values():
-        video_id = _name(listed, library)
-        if video_id in videos:
-            what = f"video {video_id!r} is listed already, for {videos[video_id].split}"
-            listing.problem("duplicate", listed.where, what)
-            continue
+        video_id, name = _names(listed, library, bases)
+        path = library.find(name)
+        key = (path, "") if path is not None else (None, video_id)
+        if key in chosen:
+            other = chosen[key][2]
+            if listing.settle(video_id, other, listed) is other:
+                continue
+            del chosen[key]
+        chosen[key] = video_id, name, listed
+    videos: list[Video] = []
+    absent: set[str] = set()
+    for video_id, name, listed in chosen.values():
         if not listed.captions:
             what = f"video {video_id!r}, for {listed.split}, has no captions"
             listing.problem("no captions", listed.where, what)
             if listed.split == "train":
                 continue
-        path, start, end = library.find(video_id), None, None
-        name = video_id
+        path, start, end = library.find(name), None, None
         if path is None and listed.uncut is not None:
             name, start, end = listed.uncut
             path = library.find(name)
@@ -40,27 +50,43 @@ def assemble(listing: Listing, library: Library, prefix: str) -> tuple[list[Vide
             path = "/".join(filter(None, (listed.folder, video_id + listed.suffix)))
             what = f"video {video_id!r} is not in the videos' folder, for one as {path}"
             listing.problem("missing video", listed.where, what + _near(listed, library))
-        elif len(library.files[name]) > 1:
-            paths = library.files[name]
+        elif len(paths := library.paths(name)) > 1:
             what = f"video {video_id!r} is there as {', '.join(paths)}; the first is taken"
             listing.problem("ambiguous video", listed.where, what)
         path = path if prefix == "." else f"{prefix}/{path}"
-        videos[video_id] = Video(path, video_id, tuple(listed.captions), listed.split, start, end)
-    return list(videos.values()), absent
+        videos.append(Video(path, video_id, tuple(listed.captions), listed.split, start, end))
+    return videos, absent
 
 
-def _name(listed: Listed, library: Library) -> str:
-    """The id of a video, or the name of the only one that has its number."""
-    if listed.number is None or library.find(listed.video_id) is not None:
-        return listed.video_id
-    names = library.numbered(listed.number)
-    return names[0] if len(names) == 1 else listed.video_id
+def _names(listed: Listed, library: Library, bases: Mapping[str, int]) -> tuple[str, str]:
+    """The id of a video, and the name or path to look for.
+
+    A number becomes the name of the only video that has it. A path that leads to nothing is looked
+    for without its folders, unless others are listed by that name.
+    """
+    video_id = listed.video_id
+    if library.find(video_id) is not None:
+        return video_id, video_id
+    if listed.number is not None and len(names := library.numbered(listed.number)) == 1:
+        return names[0], names[0]
+    base = _base(video_id)
+    return video_id, base if bases[base] == 1 else video_id
+
+
+def _base(name: str) -> str:
+    return name.rpartition("/")[2]
 
 
 def _near(listed: Listed, library: Library) -> str:
     """What there is instead, after a semicolon."""
-    if listed.number is not None and (names := library.numbered(listed.number)):
-        return f"; several have its number: {', '.join(sorted(names)[:3])}"
+    if listed.number is not None:
+        if names := library.numbered(listed.number):
+            return f"; several have its number: {', '.join(sorted(names)[:3])}"
+        if len(library.beginnings) > 1:
+            some = ", ".join(map(repr, library.beginnings[:3]))
+            return f"; which numbers count cannot be told, for names there begin with {some}"
+    if "/" in listed.video_id and (path := library.find(_base(listed.video_id))) is not None:
+        return f"; {path} has its name, but other videos are listed by that name too"
     if listed.uncut is not None and library.find(listed.uncut[0]) is not None:
         return f"; {listed.uncut[0]} is a folder of images, without a clock to find the span by"
     return ""

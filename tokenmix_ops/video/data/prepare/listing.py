@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tokenmix_ops.video.data.manifest import Problem
+from tokenmix_ops.video.data.manifest import SPLITS, Problem
 
 
 @dataclass
@@ -12,6 +12,7 @@ class Listed:
     """A video as annotations have it."""
 
     video_id: str
+    """A name, or a path with "/"; without suffix."""
     split: str
     where: str
     """Where it is listed, as "FILE, line 7"."""
@@ -45,13 +46,29 @@ class Listing:
         self.problems.append(Problem(kind, where, what))
 
     def add(self, video: Listed) -> bool:
-        """Lists a video, unless its id is listed already; says whether it did."""
-        first = self.videos.setdefault(video.video_id, video)
-        if first is video:
-            return True
-        what = f"video {video.video_id!r} is listed already, for {first.split}, in {first.where}"
-        self.problem("duplicate", video.where, what)
-        return False
+        """Lists a video, unless its id is listed and `settle` keeps that; says whether it did."""
+        first = self.videos.get(video.video_id)
+        if first is not None:
+            if self.settle(video.video_id, first, video) is first:
+                return False
+            del self.videos[video.video_id]
+        self.videos[video.video_id] = video
+        return True
+
+    def settle(self, video_id: str, first: Listed, second: Listed) -> Listed:
+        """Which of two that are one video stays; the other becomes a problem.
+
+        In one split it is the first. Of two splits train loses the video, lest there be less to
+        test, or something tested that was trained on; val loses it to test.
+        """
+        if first.split == second.split:
+            what = f"video {video_id!r} is listed already, for {first.split}, in {first.where}"
+            self.problem("duplicate", second.where, what)
+            return first
+        lost, kept = sorted((first, second), key=lambda video: SPLITS.index(video.split))
+        what = f"video {video_id!r} of {lost.split} is left to {kept.split}, in {kept.where}"
+        self.problem("in two splits", lost.where, what)
+        return kept
 
     def pass_over(self, video_id: str) -> None:
         """Leaves a video out; its captions are then no problem."""

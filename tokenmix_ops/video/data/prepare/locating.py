@@ -10,9 +10,9 @@ from functools import cached_property
 from pathlib import Path
 
 from tokenmix_ops.video.data.manifest import is_text
-from tokenmix_ops.video.data.prepare.reading import is_video_file
+from tokenmix_ops.video.data.prepare.reading import PICTURES, is_video_file
 
-_IMAGES = (".jpg", ".jpeg", ".png")
+_NUMBERED = re.compile("([^0-9]*)([0-9]+)")
 
 
 @dataclass(frozen=True)
@@ -29,21 +29,40 @@ class Library:
     """Those of them that are folders of images."""
 
     def find(self, name: str) -> str | None:
-        """The path of a video; None if it is not there."""
-        return self.files.get(name, [None])[0]
+        """The first of `paths`; None if there is none."""
+        return next(iter(self.paths(name)), None)
+
+    def paths(self, name: str) -> list[str]:
+        """Where a video is, by its name or, with "/", by its path, either without suffix."""
+        return (self._by_path if "/" in name else self.files).get(name, [])
 
     def numbered(self, number: int) -> list[str]:
-        """Names of the videos whose last number it is: 12 for "video12"."""
-        return self._numbers.get(number, [])
+        """Names of the videos that have this number: "video12" for 12.
+
+        These are none unless all names whose only digits are at the end begin alike.
+        """
+        return self._numbers.get(number, []) if len(self.beginnings) == 1 else []
+
+    @cached_property
+    def beginnings(self) -> list[str]:
+        """What stands before the number in names whose only digits are at the end."""
+        return sorted({parts[1] for name in self.files if (parts := _NUMBERED.fullmatch(name))})
 
     @cached_property
     def _numbers(self) -> dict[int, list[str]]:
         numbers: dict[int, list[str]] = {}
         for name in self.files:
-            digits = re.findall("[0-9]+", name)
-            if digits:
-                numbers.setdefault(int(digits[-1]), []).append(name)
+            if parts := _NUMBERED.fullmatch(name):
+                numbers.setdefault(int(parts[2]), []).append(name)
         return numbers
+
+    @cached_property
+    def _by_path(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for path in (path for paths in self.files.values() for path in paths):
+            stem = path if path in self.folders else os.path.splitext(path)[0]
+            found.setdefault(stem, []).append(path)
+        return found
 
 
 def scan(folder: Path, progress: Callable[[int], object] | None = None) -> Library:
@@ -86,7 +105,7 @@ def _videos(root: Path) -> Iterator[tuple[int, bool, str]]:
                 path = f"{below}/{entry.name}" if below else entry.name
                 if entry.is_dir():
                     folders.append((depth + 1, path))
-                elif entry.name.lower().endswith(_IMAGES):
+                elif entry.name.lower().endswith(PICTURES):
                     has_images = True
                 elif is_video_file(entry.name) and entry.is_file():
                     has_videos = True

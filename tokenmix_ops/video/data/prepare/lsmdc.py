@@ -59,10 +59,11 @@ def read(request: Request, listing: Listing) -> None:
 def _add(listing: Listing, split: str, where: str, clip_id: str, sentence: str) -> None:
     film = _TIMES.sub("", clip_id)
     listed = listing.videos.get(clip_id)
-    if listed is None:
+    if listed is None or listed.split != split:
         folder = film if film != clip_id else ""
-        listing.add(Listed(clip_id, split, where, folder=folder, suffix=".avi"))
-    elif listed.split != split or sentence in listed.captions:
+        if not listing.add(Listed(clip_id, split, where, folder=folder, suffix=".avi")):
+            return
+    elif sentence in listed.captions:
         what = f"clip {clip_id!r} is listed already, for {listed.split}, in {listed.where}"
         listing.problem("duplicate", where, what)
         return

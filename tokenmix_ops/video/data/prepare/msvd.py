@@ -18,6 +18,9 @@ LISTS = {"train": "train_list.txt", "val": "val_list.txt", "test": "test_list.tx
 FILES = (TEXT, PICKLE, *LISTS.values())
 OTHERS = ""
 
+# Many times what words that are used often take, each a reference of two bytes.
+_GROWTH = 50
+
 
 def official(request: Request) -> Mapping[str, int]:
     """How many videos the official splits hold."""
@@ -56,6 +59,8 @@ def _pickled(path: Path) -> Iterator[tuple[str, str, str]]:
     data = load_plain(path)
     if not isinstance(data, dict):
         raise ValueError(f"{path}: must hold a dict of id to captions, got {shown(data)}")
+    # One list may stand in many places of a small file.
+    room = _GROWTH * path.stat().st_size
     for key, captions in data.items():
         if not is_text(key):
             raise ValueError(f"{path}: ids must be strings, got {shown(key)}")
@@ -66,4 +71,10 @@ def _pickled(path: Path) -> Iterator[tuple[str, str, str]]:
             where = f"{path}, {key!r:.80}[{i}]"
             if not (isinstance(tokens, list | tuple) and all(map(is_text, tokens))):
                 raise ValueError(f"{where}: must be a list of strings, got {shown(tokens)}")
+            room -= 1 + len(tokens) + sum(map(len, tokens))
+            if room < 0:
+                raise ValueError(
+                    f"{where}: by here its text is {_GROWTH} times as long as the file, which "
+                    "repeats what it refers to; captions that are written out are not"
+                )
             yield where, video_id, " ".join(tokens)

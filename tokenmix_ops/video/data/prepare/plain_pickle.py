@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import pickletools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,6 +20,7 @@ _PLAIN = {
     *("EMPTY_DICT", "DICT", "SETITEM", "SETITEMS", "EMPTY_LIST", "LIST", "APPEND", "APPENDS"),
     *("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_SET", "ADDITEMS", "FROZENSET"),
 }
+_OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
 
 
 class _Plain(pickle.Unpickler):
@@ -34,7 +36,7 @@ def load_plain(path: Path) -> Any:
     """
     content = path.read_bytes()
     try:
-        for opcode, argument, place in pickletools.genops(content):
+        for opcode, argument, place in _opcodes(content):
             if opcode.name not in _PLAIN:
                 asked = f", {argument}" if isinstance(argument, str) else ""
                 raise ValueError(
@@ -50,3 +52,29 @@ def load_plain(path: Path) -> Any:
     # A damaged pickle may fail in any way whatever.
     except Exception as error:
         raise ValueError(f"{path} is damaged, or no plain pickle: {error}") from error
+
+
+def _opcodes(content: bytes) -> Iterator[tuple[pickletools.OpcodeInfo, Any, int]]:
+    """(opcode, argument, place) up to the end of the pickle; raises ValueError if it is cut off.
+
+    As `pickletools.genops`, which takes the strings of protocol 0 for ASCII, though.
+    """
+    stream = io.BytesIO(content)
+    name = ""
+    while name != "STOP":
+        place = stream.tell()
+        code = stream.read(1)
+        if not code:
+            raise ValueError(f"byte {place} is its end, but not that of a pickle")
+        opcode = _OPCODES.get(code.decode("latin-1"))
+        if opcode is None:
+            raise ValueError(f"byte {place} is no opcode")
+        name = opcode.name
+        argument = None
+        if name == "STRING":
+            argument = stream.readline()
+            if not argument.endswith(b"\n"):
+                raise ValueError(f"byte {place} starts a string without an end")
+        elif opcode.arg is not None:
+            argument = opcode.arg.reader(stream)
+        yield opcode, argument, place

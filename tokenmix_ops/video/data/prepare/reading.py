@@ -15,8 +15,11 @@ from typing import Any
 
 from tokenmix_ops.video.data.manifest import is_text, is_time
 
-# In bytes, what common file systems hold less a suffix.
+PICTURES = (".jpg", ".jpeg", ".png")
+
+# In bytes, what common file systems hold less a suffix, and less the folders above.
 _LONGEST = 250
+_LONGEST_PATH = 1000
 _CONTROL = re.compile("[\0-\x1f\x7f]")
 _WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _SUFFIXES = (
@@ -135,6 +138,13 @@ def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str
             )
         for row in rows:
             where = f"{path}, line {rows.line_num}"
+            # DictReader keeps what no column is left for under None.
+            if None in row:
+                wide, header = len(row) - 1 + len(row[None]), len(rows.fieldnames or ())
+                raise ValueError(
+                    f"{where}: has {wide} columns, the header {header}: "
+                    "quote text that holds a comma"
+                )
             short = [name for name in columns if row[name] is None]
             if short:
                 raise ValueError(f"{where}: lacks {', '.join(short)}")
@@ -150,20 +160,48 @@ def video_name(text: str, where: str) -> str:
 
     Raises ValueError for one that no file could have, or that could lead out of the videos' folder.
     """
-    stem, suffix = os.path.splitext(text.strip())
-    name = stem if suffix.lower() in _SUFFIXES else text.strip()
-    if not is_text(name) or name in ("", ".", "..") or _CONTROL.search(name):
-        raise ValueError(f"{where}: {text!r:.80} cannot be a video's name")
+    name = _stem(text.strip(), _SUFFIXES)
+    _check_name(name, text, where)
     if "/" in name or "\\" in name:
         raise ValueError(f"{where}: {text!r:.80} must be a video's name, without folders")
-    if len(name.encode()) > _LONGEST:
-        raise ValueError(f"{where}: {text!r:.80} is too long for a file's name")
     return name
+
+
+def video_path(text: str, where: str) -> str:
+    """As `video_name`, but the video may lie in folders, parted by "/".
+
+    A picture's suffix is taken off too, for lists of pictures name what may be a video here.
+    """
+    *folders, name = text.strip().split("/")
+    if "\\" in text or ".." in folders or folders[:1] == [""]:
+        raise ValueError(
+            f"{where}: {text!r:.80} must be a path below the videos' folder, with '/', without '..'"
+        )
+    parts = [folder for folder in folders if folder not in ("", ".")]
+    parts.append(_stem(name, (*_SUFFIXES, *PICTURES)))
+    for part in parts:
+        _check_name(part, text, where)
+    path = "/".join(parts)
+    if len(path.encode()) > _LONGEST_PATH:
+        raise ValueError(f"{where}: {text!r:.80} is too long for a path")
+    return path
 
 
 def is_video_file(name: str) -> bool:
     """Whether a file's name ends as a video's does."""
     return name.lower().endswith(_SUFFIXES)
+
+
+def _stem(name: str, suffixes: Sequence[str]) -> str:
+    stem, suffix = os.path.splitext(name)
+    return stem if suffix.lower() in suffixes else name
+
+
+def _check_name(name: str, text: str, where: str) -> None:
+    if not is_text(name) or name in ("", ".", "..") or _CONTROL.search(name):
+        raise ValueError(f"{where}: {text!r:.80} cannot be a video's name")
+    if len(name.encode()) > _LONGEST:
+        raise ValueError(f"{where}: {text!r:.80} is too long for a file's name")
 
 
 def _names(names: Sequence[str] | dict[str, Any]) -> str:
