@@ -152,7 +152,7 @@ ENTRIES = {
     "file": (
         "lists",
         {"images": [{"id": 1, "file_name": "/a/b.mp4"}], "annotations": []},
-        r"images\[0\]: '/a/b\.mp4' must be a path below the videos' folder, with '/', without '\.\.'",
+        r"images\[0\]: '/a/b\.mp4' must be a path below the videos' folder",
     ),
 }
 

@@ -229,10 +229,15 @@ def test_videos_are_found_below_without_hidden_ones_loops_and_the_index(model, f
     mixed = folder / "mixed"
     mixed.mkdir()
     shutil.copy2(images / "1.png", mixed / "1.png")
-    (mixed / "notes.txt").touch()
+    (mixed / "Thumbs.db").touch()
+    for other, name in (("photos", "portrait.png"), ("both", "1.png"), ("above", "1.png")):
+        (folder / other).mkdir()
+        shutil.copy2(images / "1.png", folder / other / name)
+    shutil.copy2(folder / "b.mp4", folder / "both" / "f.mp4")
+    (folder / "above" / "empty").mkdir()
     found = {one.video: one for one in find_videos(folder, index)}
-    names = {NASTY, "again.mp4", "b.mp4", "c.mp4", "e.mp4", "more/d.mp4", "images"}
-    assert found.keys() == names | {"linked/far.webm"}
+    names = {NASTY, "again.mp4", "b.mp4", "c.mp4", "e.mp4", "more/d.mp4", "images", "mixed"}
+    assert found.keys() == names | {"linked/far.webm", "both/f.mp4"}
     assert found["images"].size == sum(file.stat().st_size for file in images.iterdir())
     shutil.rmtree(index)
     entries = {entry.video: entry for entry in update(model, folder, index).readable}
@@ -656,6 +661,7 @@ def test_the_command_prints_json_or_a_table_and_writes_a_page(
                         "score": hit.score,
                         "similarity": hit.similarity,
                         "path": str(folder / hit.video),
+                        "duration": hit.duration,
                     }
                     for hit in answer.hits
                 ],
@@ -663,7 +669,7 @@ def test_the_command_prints_json_or_a_table_and_writes_a_page(
             for answer in answers
         ],
         "videos": 6,
-        "unreadable": 1,
+        "unreadable": {entry.video: entry.error for entry in update(model, folder).unreadable},
     }
     text = page.read_text("utf-8")
     assert "%FF%1B%5B1m.mp4" in text

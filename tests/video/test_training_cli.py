@@ -469,7 +469,9 @@ def test_starting_again_and_going_on_with_something_else(refused, tokenmix, trai
         sentence = refused(*changed)
         assert f"{out} is of another experiment: {text}; give the same" in sentence
     sentence = refused(*training("retrieval", out, "--resume", select_on="none"))
-    assert "task was captioning and is retrieval" in sentence
+    assert "experiment.yaml is of task captioning, wanted retrieval" in sentence
+    # What it was begun with need not be said again.
+    assert tokenmix("caption", "train", "--out", str(out), "--resume")[0] == 0
     assert tokenmix(*training("caption", out, "--resume", select_on="none", workers=1))[0] == 0
 
 

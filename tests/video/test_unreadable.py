@@ -69,7 +69,7 @@ def test_each_video_is_listed_once(tmp_path):
         notes.remark() == f"2 of 10 videos could not be read, {tmp_path / 'list.jsonl'} lists them"
     )
     with pytest.raises(
-        ValueError, match=r"3 of 10 .* 25% that --max-unreadable .* the last: third"
+        ValueError, match=r"3 of 10 .* share of 0.25 that --max-unreadable .* the last: third"
     ):
         notes.add(some[3], ValueError("third"))
     # Who comes later finds the list as it is.
@@ -98,7 +98,7 @@ def test_a_share_that_cannot_be(tmp_path, share):
 def test_missing_ones_count_as_well(tmp_path):
     notes = Unreadable(tmp_path / "list.jsonl", videos(8), 0.25, missing=1)
     notes.add(videos(8)[0], ValueError("bad"))
-    with pytest.raises(ValueError, match=r"2 of 8 .* and 1 are not there: more than the 25%"):
+    with pytest.raises(ValueError, match=r"and 1 are not there: more than the share of 0\.25"):
         notes.add(videos(8)[1], ValueError("bad"))
 
 
@@ -232,7 +232,7 @@ def test_too_many_stop_the_training(world, experiment_folder, tmp_path):
         out = tmp_path / f"run{share}{workers}"
         strict = on(world, one, max_unreadable=share)
         strict = replace(strict, training=replace(strict.training, workers=workers))
-        with pytest.raises(ValueError, match=f"of 16 videos could not be read.*{share:.0%} that"):
+        with pytest.raises(ValueError, match=f"of 16 videos could not be read.*{share:g} that"):
             run(strict, out)
         found = {record["video_id"] for record in listed(out / "unreadable.jsonl")}
         assert len(found) >= 1 + 16 * share // 1

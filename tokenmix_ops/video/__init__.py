@@ -10,26 +10,44 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tokenmix_ops.video.blip import blip_vision_config
+    from tokenmix_ops.video.data.cache import FrameCache
     from tokenmix_ops.video.data.clips import ClipError, normalize_clip, read_clip
+    from tokenmix_ops.video.data.manifest import read_manifest, write_manifest
     from tokenmix_ops.video.encoder import VideoEncoder, VideoEncoding
+    from tokenmix_ops.video.metrics.captions import caption_scores
+    from tokenmix_ops.video.metrics.retrieval import retrieval_scores
 
 __all__ = [
     "ClipError",
+    "FrameCache",
     "VideoEncoder",
     "VideoEncoding",
     "blip_vision_config",
+    "caption_scores",
     "normalize_clip",
     "read_clip",
+    "read_manifest",
+    "retrieval_scores",
+    "write_manifest",
 ]
 
 _HOMES = {
     "ClipError": "tokenmix_ops.video.data.clips",
+    "FrameCache": "tokenmix_ops.video.data.cache",
     "VideoEncoder": "tokenmix_ops.video.encoder",
     "VideoEncoding": "tokenmix_ops.video.encoder",
     "blip_vision_config": "tokenmix_ops.video.blip",
+    "caption_scores": "tokenmix_ops.video.metrics.captions",
     "normalize_clip": "tokenmix_ops.video.data.clips",
     "read_clip": "tokenmix_ops.video.data.clips",
+    "read_manifest": "tokenmix_ops.video.data.manifest",
+    "retrieval_scores": "tokenmix_ops.video.metrics.retrieval",
+    "write_manifest": "tokenmix_ops.video.data.manifest",
 }
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def __getattr__(name: str) -> Any:

@@ -157,12 +157,14 @@ def main(arguments: list[str] | None = None) -> None:
         )
     except (ValueError, OSError, RuntimeError, ModuleNotFoundError) as error:
         sys.exit(f"tokenmix: {_sentence(error)}")
-    except KeyboardInterrupt:
-        print("tokenmix: stopped", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"tokenmix: {str(interrupt) or 'stopped'}", file=sys.stderr)
         sys.exit(130)
 
 
 def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
     lines = str(error).strip().splitlines()
     if not lines:
         return repr(error)

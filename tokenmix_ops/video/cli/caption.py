@@ -61,7 +61,7 @@ def commands(default: Captioning) -> SubcommandApp:
         workers: int = 2,
         precision: Literal["no", "bf16", "fp16"] = "no",
         score_tokenizer: Literal["auto", "ptb", "python"] = "auto",
-        meteor: bool = True,
+        no_meteor: bool = False,
         out: Path | None = None,
         json: bool = False,
     ) -> None:
@@ -82,7 +82,7 @@ def commands(default: Captioning) -> SubcommandApp:
             precision: type of mixed precision.
             score_tokenizer: ptb, Stanford's, with which published numbers are computed, needs
                 Java; python, our own, does not; auto is ptb where Java runs.
-            meteor: leave METEOR out, which needs Java.
+            no_meteor: leave METEOR out, which needs Java.
             out: file for the captions, COCO-style JSON.
             json: print the figures as JSON.
         """
@@ -103,7 +103,7 @@ def commands(default: Captioning) -> SubcommandApp:
             precision=precision,
             max_unreadable=max_unreadable,
             tokenizer=score_tokenizer,
-            meteor=meteor,
+            meteor=not no_meteor,
             out=out,
         )
         if scores is not None:

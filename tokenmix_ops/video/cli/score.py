@@ -14,7 +14,7 @@ def score(
     split: Literal["train", "val", "test"] = "test",
     only_predicted: bool = False,
     tokenizer: Literal["auto", "ptb", "python"] = "auto",
-    meteor: bool = True,
+    no_meteor: bool = False,
     time_limit: float | None = None,
     json: bool = False,
 ) -> None:
@@ -30,7 +30,7 @@ def score(
         only_predicted: leave out references of ids that were not predicted.
         tokenizer: ptb, Stanford's, with which published numbers are computed, needs Java; python,
             our own, does not; auto is ptb where Java runs.
-        meteor: leave METEOR out, which needs Java.
+        no_meteor: leave METEOR out, which needs Java.
         time_limit: seconds for each Java program; by default ten minutes, more for many captions.
         json: print the figures as JSON; METEOR is null if it is not available.
     """
@@ -55,7 +55,7 @@ def score(
         print(f"without captions, and left out: {left_out}", file=sys.stderr)
     with Console(stderr=True).status("scoring"):
         scores = caption_scores(
-            predicted, kept, tokenizer=tokenizer, meteor=meteor, time_limit=time_limit
+            predicted, kept, tokenizer=tokenizer, meteor=not no_meteor, time_limit=time_limit
         )
     num_references = sum(map(len, kept.values()))
     show_scores(scores, as_json=json, ids=len(predicted), references=num_references)

@@ -119,6 +119,7 @@ def _plain(index: Index, answers: Sequence[Answer]) -> dict[str, Any]:
                         "score": hit.score,
                         "similarity": hit.similarity,
                         "path": str(hit.path),
+                        "duration": hit.duration,
                     }
                     for hit in answer.hits
                 ],
@@ -126,7 +127,7 @@ def _plain(index: Index, answers: Sequence[Answer]) -> dict[str, Any]:
             for answer in answers
         ],
         "videos": len(index.readable),
-        "unreadable": len(index.unreadable),
+        "unreadable": {entry.video: entry.error for entry in index.unreadable},
     }
 
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.table import Table
 
-from tokenmix_ops.video.experiments.files import as_yaml, read_experiment
+from tokenmix_ops.video.experiments.files import EXPERIMENT_FILE, as_yaml, read_experiment
 from tokenmix_ops.video.experiments.settings import EXPERIMENTS, Captioning, Retrieval
 from tokenmix_ops.video.metrics.captions import CaptionScores
 
@@ -22,22 +22,33 @@ TASKS = {"caption": "captioning", "retrieval": "retrieval"}
 
 
 def default_experiment(command: str, arguments: list[str]) -> Any:
-    """What an experiment is before its flags are read: of ``--config``, and of ``--tiny``."""
+    """What an experiment is before its flags are read: of ``--config``, and of ``--tiny``; or, to
+    ``--resume``, what it was when it began."""
     task = TASKS[command]
     path = _value_of("--config", arguments)
+    if path is None and "--resume" in arguments and (out := _value_of("--out", arguments)):
+        begun = Path(out) / EXPERIMENT_FILE
+        if begun.exists():
+            return read_experiment(begun, task)
     experiment: Any = EXPERIMENTS[task]() if path is None else read_experiment(path, task)
     return tiny(experiment) if "--tiny" in arguments else experiment
 
 
 def tiny(experiment: E) -> E:
     """The same with a small random model, and with settings that suit it."""
+    training = replace(
+        experiment.training, learning_rate=1e-3, schedule="cosine", warmup_steps=20, workers=0
+    )
+    videos = replace(experiment.videos, image_size=56)
+    if isinstance(experiment, Captioning):
+        return replace(experiment, tiny=True, videos=videos, training=training)
+    # From random weights, momentum encoders and what they remember only hold the learning back.
     return replace(
         experiment,
         tiny=True,
-        videos=replace(experiment.videos, image_size=56),
-        training=replace(
-            experiment.training, learning_rate=1e-3, schedule="cosine", warmup_steps=20, workers=0
-        ),
+        videos=videos,
+        training=replace(training, learning_rate=3e-3, weight_decay=0.01, max_grad_norm=1.0),
+        contrast=replace(experiment.contrast, queue_size=1, momentum=0.0, alpha=0.0),
     )
 
 

@@ -180,7 +180,9 @@ def _parse(line: bytes) -> tuple[Video | None, list[tuple[str, str]]]:
     except UnicodeDecodeError as error:
         raise ValueError("is not in UTF-8; convert the file") from error
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"is not JSON: {error}") from error
+        raise ValueError(
+            f"is not JSON: {error}; each line must be an object, as tokenmix data prepare writes it"
+        ) from error
     if not isinstance(record, dict):
         raise ValueError(f"must be a JSON object, got {record!r:.80}")
     absent = [name for name in ("video", "video_id", "captions", "split") if name not in record]

@@ -51,8 +51,8 @@ class Unreadable:
         if len(self._reasons) + self.missing > self.share * (len(self.ids) + self.missing):
             also = f" and {self.missing} are not there" if self.missing else ""
             raise ValueError(
-                f"{self.remark()}{also}: more than the {self.share:.0%} that --max-unreadable "
-                f"allows; the last: {error}"
+                f"{self.remark()}{also}: more than the share of {self.share:g} that "
+                f"--max-unreadable allows; the last: {error}"
             )
 
     def reasons(self) -> dict[str, str]:

@@ -189,7 +189,9 @@ class _Run:
                 self.save()
                 self.clock = time.monotonic()
             if self.stopping:
-                raise KeyboardInterrupt(f"stopped after update {self.update}, which is saved")
+                raise KeyboardInterrupt(
+                    f"stopped after update {self.update}, which is saved; --resume goes on from it"
+                )
             if self.ends_epoch():
                 if self.remark is not None and (text := self.remark()) is not None:
                     self.progress.say(text)

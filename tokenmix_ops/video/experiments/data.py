@@ -141,8 +141,8 @@ def _without(
         also = f", and {gone} are not there" if gone else ""
         hint = "; is --root right?" if len(reasons) == present else ""
         raise ValueError(
-            f"{found}{also}: more than the {videos.max_unreadable:.0%} that --max-unreadable "
-            f"allows; tokenmix data check lists them all{hint}"
+            f"{found}{also}: more than the share of {videos.max_unreadable:g} that "
+            f"--max-unreadable allows; tokenmix data check lists them all{hint}"
         )
     say(f"left out: {found}")
     kept = [v for v in manifest.videos if v.split != split or v.video_id not in reasons]

@@ -16,6 +16,9 @@ from tokenmix_ops.video.experiments.settings import EXPERIMENTS, Captioning, Ret
 
 T = TypeVar("T")
 
+EXPERIMENT_FILE = "experiment.yaml"
+"""Where a training keeps its experiment, in its own folder."""
+
 
 def read_experiment(path: str | os.PathLike[str], task: str | None = None) -> Any:
     """The `Captioning` or `Retrieval` of a file: its ``task``, and what differs from the default.

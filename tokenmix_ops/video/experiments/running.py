@@ -26,11 +26,9 @@ from tokenmix_ops.video.experiments.data import (
     open_cache,
     open_data,
 )
-from tokenmix_ops.video.experiments.files import as_yaml, plain, read_experiment
+from tokenmix_ops.video.experiments.files import EXPERIMENT_FILE, as_yaml, plain, read_experiment
 from tokenmix_ops.video.experiments.retrieval import RetrievalTask, TextBatch
 from tokenmix_ops.video.experiments.settings import Captioning, Retrieval
-
-EXPERIMENT_FILE = "experiment.yaml"
 
 
 def run(
@@ -71,7 +69,8 @@ def run(
     cache = open_cache(videos)
     if cache is not None:
         taken = f"{cache.taken() / 2**30:.1f} of {videos.cache_gib:g} GiB"
-        say(console, f"{cache.folder} keeps decoded frames, {taken} so far")
+        hint = "" if videos.fps else "; with --fps 4 it would need far less"
+        say(console, f"{cache.folder} keeps decoded frames, {taken} so far{hint}")
     clips = CaptionedClips(
         manifest,
         "train",

@@ -158,6 +158,9 @@ def _check(predictions: Mapping[str, str], references: Mapping[str, Sequence[str
             raise ValueError(f"{name} lack {len(absent)} ids that the other has: {_few(absent)}")
     if not predictions:
         raise ValueError("predictions are empty, there must be at least one caption")
+    for name, caption in predictions.items():
+        if not isinstance(caption, str):
+            raise ValueError(f"prediction of {name!r} must be a text, got {caption!r:.80}")
     for name, captions in references.items():
         if isinstance(captions, str) or not captions:
             raise ValueError(

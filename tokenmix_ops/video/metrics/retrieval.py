@@ -46,6 +46,9 @@ def _figures(direction: str, ranks: Tensor) -> dict[str, float]:
 
 
 def _check(similarity: Tensor, text_videos: Tensor) -> None:
+    for name, value in (("similarity", similarity), ("text_videos", text_videos)):
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name} must be a tensor, got {type(value).__name__}")
     if similarity.dim() != 2 or similarity.numel() == 0:
         raise ValueError(
             f"similarity has shape {list(similarity.shape)}, it must be [num_texts, num_videos], "

@@ -1,8 +1,9 @@
-"""Which videos a folder holds: files by their extension, and folders of images alone."""
+"""Which videos a folder holds: files by their extension, and folders of numbered images."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +31,9 @@ class Found(NamedTuple):
 def find_videos(folder: Path, index: Path) -> list[Found]:
     """The videos in a folder and below it, by path; hidden ones and the index are left out.
 
+    A folder below it is a video itself if it holds numbered images, and neither folders nor files
+    of videos.
+
     Links are followed, but no folder is entered twice, nor one that holds ``folder``. A folder
     below it that cannot be listed is given as a video with a problem. Raises ValueError if
     ``folder`` is none, and OSError if it cannot be listed.
@@ -54,15 +58,16 @@ def _below(folder: Path, name: str, seen: set[tuple[int, int]]) -> Iterator[Foun
             raise OSError(f"{folder} cannot be listed: {error.strerror}") from error
         yield Found(name, 0, 0, f"cannot be listed: {error.strerror}")
         return
-    if name and entries and all(map(_is_image, entries)):
-        yield _of_images(folder, name, entries)
+    images = [entry for entry in entries if _is_image(entry)]
+    if name and images and not any(e.is_dir() or _is_video(e) for e in entries):
+        yield _of_images(folder, name, images)
         return
     for entry in entries:
         path = f"{name}/{entry.name}" if name else entry.name
         if entry.is_dir():
             if _identity(Path(entry.path)) not in seen:
                 yield from _below(Path(entry.path), path, seen)
-        elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
+        elif _is_video(entry):
             status = _status(entry)
             yield Found(path, status.st_size, status.st_mtime_ns)
 
@@ -74,8 +79,13 @@ def _of_images(folder: Path, name: str, entries: list[os.DirEntry[str]]) -> Foun
     return Found(name, sum(status.st_size for status in statuses), latest)
 
 
+def _is_video(entry: os.DirEntry[str]) -> bool:
+    return os.path.splitext(entry.name)[1].lower() in EXTENSIONS
+
+
 def _is_image(entry: os.DirEntry[str]) -> bool:
-    return entry.name.lower().endswith(_IMAGES) and not entry.is_dir()
+    stem, extension = os.path.splitext(entry.name)
+    return extension.lower() in _IMAGES and re.search("[0-9]", stem) is not None
 
 
 def _status(entry: os.DirEntry[str]) -> os.stat_result:

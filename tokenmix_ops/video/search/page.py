@@ -64,13 +64,14 @@ footer { margin-top: 3rem; border-top: 1px solid var(--line); padding-top: 0.75r
 """
 
 
-def write_page(path: Path, index: Index, answers: Sequence[Answer]) -> None:
+def write_page(path: str | os.PathLike[str], index: Index, answers: Sequence[Answer]) -> None:
     """Writes a page of the answers: of each hit its rank, score, a link to it, and frames.
 
     The page holds its style and its pictures and needs no network; links lead from where it lies
-    to the videos. An earlier file is replaced when all is written. Raises OSError if it cannot be
-    written.
+    to the videos. Its folder is made; an earlier file is replaced when all is written. Raises
+    OSError if it cannot be written.
     """
+    path = Path(path)
     strips: dict[Path, str] = {}
     sections = []
     for number, answer in enumerate(answers, 1):
@@ -104,6 +105,7 @@ def write_page(path: Path, index: Index, answers: Sequence[Answer]) -> None:
 </body>
 </html>
 """
+    path.parent.mkdir(parents=True, exist_ok=True)
     replace_text(path, page)
 
 

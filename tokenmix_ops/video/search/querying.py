@@ -43,8 +43,10 @@ class Answer:
 
 
 def check(queries: Sequence[str], top: int, rerank: int) -> None:
-    """Raises ValueError for what `search` cannot do: a query without words, ``top`` below 1, or
-    ``rerank`` below ``top`` and not 0."""
+    """Raises ValueError for what `search` cannot do: one text in place of a list, a query without
+    words, ``top`` below 1, or ``rerank`` below ``top`` and not 0."""
+    if isinstance(queries, str):
+        raise ValueError(f"queries must be a list of texts, got the text {queries!r}")
     for query in queries:
         if not clean_caption(query):
             raise ValueError(f"query {query!r} has no words")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -30,8 +31,8 @@ def untracked(items: Iterable[Item], _: str) -> Iterable[Item]:
 
 def update_index(
     model: SearchModel,
-    folder: Path,
-    index: Path | None = None,
+    folder: str | os.PathLike[str],
+    index: str | os.PathLike[str] | None = None,
     *,
     workers: int = 2,
     rebuild: bool = False,
@@ -60,12 +61,13 @@ def update_index(
     """
     if workers < 0:
         raise ValueError(f"workers is {workers}, it must be at least 0")
-    home = folder / DEFAULT_INDEX if index is None else index
+    folder = Path(folder)
+    home = folder / DEFAULT_INDEX if index is None else Path(index)
     found = find_videos(folder, home)
     if not found:
         raise ValueError(
             f"{folder} has no videos: neither files ending in {', '.join(sorted(EXTENSIONS))}, "
-            "nor folders with nothing but numbered images"
+            "nor folders of numbered images"
         )
     files = IndexFiles(home, model.settings)
     entries = None if rebuild else _finished(files, found)
