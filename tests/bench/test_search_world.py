@@ -8,6 +8,7 @@ pytest.importorskip("av")
 pytest.importorskip("accelerate")
 pytest.importorskip("tyro")
 
+from tokenmix_ops.bench.render import TABLES
 from tokenmix_ops.bench.search_world import figures
 from tokenmix_ops.video.search import Answer, Hit
 
@@ -46,3 +47,17 @@ def test_figures_count_captions_of_clips_and_know_chance():
         "shape": pytest.approx(100 * 4 / 8),
         "motion": pytest.approx(100 * 4 / 8),
     }
+
+
+def test_the_table_says_which_index_was_not_the_same():
+    row = {
+        "checkpoint": "token_mixing-F", "rerank": 0, "top_1": 50.0, "top_5": 98.5, "colour": 100.0,
+        "shape": 99.0, "motion": 59.25, "chance_1": 1.46, "chance_5": 7.12, "clips": 200,
+        "index_seconds": 1.59, "same_index_after_a_kill": True, "hardware": "a CPU", "threads": 2,
+        "torch": "2.13.0", "tokenmix_ops": "0.1.0", "commit": "abc", "date": "2026-11-23",
+    }  # fmt: skip
+    table = TABLES["search"]([row, {**row, "rerank": 20, "top_1": 54.75}])
+    assert "| token_mixing-F | no | 50.0 | 98.5 | 100.0 | 99.0 | 59.2 |" in table
+    assert "| token_mixing-F | 20 | 54.8 |" in table
+    assert "the same to the last bit" in table
+    assert "NOT the same" in TABLES["search"]([row, {**row, "same_index_after_a_kill": False}])

@@ -120,13 +120,16 @@ def test_an_id_without_captions_has_no_references():
     assert paired({"1": "y"}, references) == ({"1": "y"}, {"1": ["x"]})
     for only_predicted in (False, True):
         with pytest.raises(
-            ValueError, match=r"no references for 1 \('2'\) of the 2 ids predicted$"
+            ValueError,
+            match=r"no references for 1 \('2'\) of the 2 ids predicted; an id there is '1'$",
         ):
             paired({"1": "y", "2": "z"}, references, only_predicted=only_predicted)
 
 
 def test_an_id_that_one_side_lacks_is_named():
-    with pytest.raises(ValueError, match=r"no references for 1 \('7'\) of the 2 ids predicted$"):
+    with pytest.raises(
+        ValueError, match=r"no references for 1 \('7'\) of the 2 ids predicted; an id there is '1'$"
+    ):
         paired({"1": "x", "7": "y"}, {"1": ["x"], "8": ["y"]})
     references = {str(number): ["x"] for number in range(9)}
     with pytest.raises(ValueError, match=r"no predictions for 7 \('2', .* '6', \.\.\.\) of the 9"):

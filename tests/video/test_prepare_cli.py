@@ -62,6 +62,19 @@ def test_the_small_world_becomes_the_manifest_it_came_with(tokenmix, world, tmp_
     assert beside.read_bytes() == (world / "videos.jsonl").read_bytes()
 
 
+def test_another_folder_of_videos_is_suspected(tokenmix, world, tmp_path):
+    wrong = tmp_path / "wrong"
+    wrong.mkdir()
+    given = ("msrvtt", world, "--videos", wrong, "--out")
+    status, said, _ = tokenmix(*given, tmp_path / "m")
+    assert status == 0
+    assert f"None of the videos is in {wrong}: is --videos right?" in said
+    status, _, err = tokenmix(*given, tmp_path / "none", "--drop-missing")
+    assert status == 1
+    assert "no video is left: 20 missing videos" in err
+    assert not (tmp_path / "none").exists()
+
+
 def test_problems_are_printed_and_written(tokenmix, world, tmp_path):
     names = [f"video{i}" for i in range(5)] + [f"[bold]gone{i}" for i in range(4)]
     mine = [{"video": name, "caption": "a"} for name in names]

@@ -11,7 +11,12 @@ from tokenmix_ops.bench.layers import TITLES
 from tokenmix_ops.bench.measure import Timings, ratio
 from tokenmix_ops.bench.suites import Row
 from tokenmix_ops.bench.training_table import memory_table, training_table
-from tokenmix_ops.bench.video_tables import loading_table, rerank_table, world_table
+from tokenmix_ops.bench.video_tables import (
+    loading_table,
+    rerank_table,
+    search_table,
+    world_table,
+)
 
 BEGIN, END = "<!-- rendered: {} -->", "<!-- end of rendered -->"
 
@@ -122,6 +127,7 @@ TABLES = {
     "loading": loading_table,
     "memory": memory_table,
     "rerank": rerank_table,
+    "search": search_table,
     "training": training_table,
     "world": world_table,
 }

@@ -21,7 +21,7 @@ import tyro
 from safetensors import safe_open
 
 from tokenmix_ops.bench.measure import environment
-from tokenmix_ops.bench.render import write_rows
+from tokenmix_ops.bench.render import read_rows, write_rows
 from tokenmix_ops.bench.suites import Row
 from tokenmix_ops.video.data.manifest import read_manifest
 from tokenmix_ops.video.data.shapes import write_world
@@ -154,11 +154,13 @@ def main(
         rerank: best candidates that the matching head ranks anew, in the second row.
         seed: of the clips, another one than those to train on had.
     """
-    rows = []
+    path = results / "search-cpu.jsonl"
+    # Rows of other retrievers stay.
+    known = {(r["checkpoint"], r["rerank"]): r for r in (read_rows(path) if path.exists() else ())}
     for row in measure(checkpoint, out, clips, rerank, seed):
-        rows.append(row)
+        known[row["checkpoint"], row["rerank"]] = row
         print(json.dumps(row))
-    write_rows(results / "search-cpu.jsonl", rows)
+    write_rows(path, [*known.values()])
 
 
 if __name__ == "__main__":

@@ -70,6 +70,31 @@ def rerank_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def search_table(rows: Sequence[Row]) -> str:
+    """How often what is found is what the query describes, by retriever and ranking."""
+    lines = [
+        "| retriever | re-ranked | first hit right | one of five right | colour | shape | motion |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        figures = (row[name] for name in ("top_1", "top_5", "colour", "shape", "motion"))
+        cells = " | ".join(f"{figure:.1f}" for figure in figures)
+        lines.append(f"| {row['checkpoint']} | {row['rerank'] or 'no'} | {cells} |")
+    row = rows[0]
+    same = all(row["same_index_after_a_kill"] for row in rows)
+    lines += [
+        "",
+        f"{row['clips']} new clips, each of their captions a query, percent; colour, shape and "
+        "motion are those of the first hit. A clip drawn at random is right in "
+        f"{row['chance_1']:.1f} %, one of five in {row['chance_5']:.1f} %. Indexed in "
+        f"{row['index_seconds']:.1f} s; after a kill midway the index was "
+        f"{'the same to the last bit' if same else 'NOT the same'}. {row['hardware']}, "
+        f"{row['threads']} threads, PyTorch {row['torch']}, tokenmix_ops {row['tokenmix_ops']} at "
+        f"{row['commit']}, {row['date']}.",
+    ]
+    return "\n".join(lines)
+
+
 def loading_table(rows: Sequence[Row]) -> str:
     """Clips a second by way of reading, the start of workers, and memory over many clips."""
     lines = ["| clips drawn from | workers | clips a second | rounds |", "|---|---:|---:|---:|"]

@@ -37,7 +37,10 @@ def show(report: dict[str, Any], problems: Sequence[Problem], console: Console) 
     totals = [report["splits"][name]["duration"] for name in names]
     table.add_row("total duration", *(span(one["total"]) if one else "" for one in totals))
     console.print(table)
-    unusable = [f"{one['video_id']} ({one['path']}): {one['error']}" for one in report["unusable"]]
+    unusable = [
+        f"{one['split']}, {one['video_id']} ({one['path']}): {one['error']}"
+        for one in report["unusable"]
+    ]
     _list(unusable, f"{len(unusable):,} cannot be used", console)
     _list([f"{one.where}: {one.what}" for one in problems], summary(problems), console)
     epoch = report["epoch"]

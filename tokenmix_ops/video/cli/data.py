@@ -159,6 +159,8 @@ def prepare(
             screen.print(escape(f"{problem.where}: {problem.what}"), soft_wrap=True)
     if problems:
         print(f"{summary(found.problems)}; all in {listed}")
+    if all(one.missing == one.videos for one in found.counts):
+        print(f"None of the videos is in {videos}: is --videos right?")
     print(out)
 
 

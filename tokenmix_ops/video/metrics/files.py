@@ -73,7 +73,10 @@ def paired(
     """
     references = {name: captions for name, captions in references.items() if captions}
     if lacking := [name for name in predictions if name not in references]:
-        raise ValueError(f"there are no references for {_named(lacking, predictions)} predicted")
+        known = next((f"; an id there is {name!r}" for name in references), "")
+        raise ValueError(
+            f"there are no references for {_named(lacking, predictions)} predicted{known}"
+        )
     lacking = [name for name in references if name not in predictions]
     if lacking and not only_predicted:
         raise ValueError(
