@@ -248,6 +248,7 @@ def test_two_processes_print_once(two_processes):
     assert trained["best"] == best
     assert evaluated.pop("METEOR") is None
     assert evaluated.pop("tokenizer")
+    assert evaluated.pop("videos") == 2
     assert evaluated == pytest.approx({name: best[name] for name in evaluated})
 
 

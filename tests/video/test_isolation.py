@@ -13,11 +13,13 @@ from tokenmix_ops.video.data.isolation import Failure, in_processes
 
 # As a script that its user forgot to guard, or did not.
 SCRIPT = """
-import sys, time
+import signal, sys
 sys.path.insert(0, {folder!r})
 from test_isolation import act
 from tokenmix_ops.video.data.isolation import in_processes
 {guard}
+    # Who was started in the background ignores it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for result in in_processes(act, [{items}], 1, 600.0):
         print(result, flush=True)
 """

@@ -167,7 +167,7 @@ def test_tiny_needs_data_alone(tokenmix, data, tmp_path, command):
     status, out, _ = tokenmix(command, "evaluate", best, *flags)
     assert status == 0
     if command == "caption":
-        assert set(json.loads(out)) == {*FIGURES, "tokenizer"}
+        assert set(json.loads(out)) == {*FIGURES, "tokenizer", "videos"}
         assert json.loads(out)["METEOR"] is None
     else:
         assert {"t2v R@1", "v2t MedR", "rsum"} <= set(json.loads(out))
@@ -181,6 +181,7 @@ def test_evaluating_gives_the_figures_of_the_training(tokenmix, trained, data, c
     status, out, _ = tokenmix(command, "evaluate", best, *flags, "--json")
     assert status == 0
     found = {name: value for name, value in json.loads(out).items() if value is not None}
+    assert found.pop("videos") == 2
     if command == "caption":
         assert found.pop("tokenizer") == figures["tokenizer"] == "tokenmix_ops' own"
     assert found == pytest.approx({name: figures[name] for name in found}, rel=1e-6)

@@ -119,7 +119,7 @@ def loading_table(rows: Sequence[Row]) -> str:
         for row in of_memory:
             figures = [row["mib"][mark] for mark in marks] + [row["growth_mib"], row["peak_mib"]]
             source = "decoded" if row["cache"] is None else "from the cache"
-            lines.append(f"| {source} | " + " | ".join(f"{mib:.0f}" for mib in figures) + " |")
+            lines.append(f"| {source} | " + " | ".join(str(round(mib)) for mib in figures) + " |")
     row = rows[0]
     starts = [f"{other['seconds']:.1f} s by {other['start']}" for other in rows if "start" in other]
     lines += [

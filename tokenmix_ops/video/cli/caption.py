@@ -91,7 +91,7 @@ def commands(default: Captioning) -> SubcommandApp:
         if out is not None:
             # Not after an hour of captioning.
             out.parent.mkdir(parents=True, exist_ok=True)
-        scores, _ = evaluate_captions(
+        scores, captions = evaluate_captions(
             checkpoint,
             data,
             root,
@@ -107,7 +107,7 @@ def commands(default: Captioning) -> SubcommandApp:
             out=out,
         )
         if scores is not None:
-            training.show_scores(scores, as_json=json)
+            training.show_scores(scores, as_json=json, videos=len(captions))
 
     @app.command
     def predict(

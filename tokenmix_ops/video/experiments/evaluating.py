@@ -88,7 +88,7 @@ def evaluate_ranking(
     max_unreadable: float = 0.0,
     **reading: Any,
 ) -> dict[str, float] | None:
-    """Retrieval figures of a split; None on other processes than the first.
+    """Retrieval figures of a split, and how many videos; None on other processes than the first.
 
     They are of fewer videos, and say so, if some may be and are left out as unreadable.
     """
@@ -102,7 +102,9 @@ def evaluate_ranking(
         loaded.model.to(accelerator.device)
         with _advising():
             figures = rank_split(loaded, manifest, split, experiment, accelerator, progress)
-    return figures if accelerator.is_main_process else None
+    if not accelerator.is_main_process:
+        return None
+    return {**figures, "videos": len(manifest.of_split(split))}
 
 
 def predict_captions(
