@@ -310,7 +310,7 @@ CONTENTS = {
     "no end of a string": (b"(dS'a", r"no plain pickle: byte 2 starts a string without an end"),
     "no opcode": (b"(d\xff.", r"no plain pickle: byte 2 is no opcode"),
     "cut off": (b"(d", r"no plain pickle: byte 2 is its end, but not that of a pickle"),
-    "latin-1": (b"\x80\x02}U\x01a](U\x02\xe9bees.", r"holds text that is not in UTF-8"),
+    "latin-1": (b"\x80\x02}U\x01a](U\x02\xe9bes.", r"holds text that is not in UTF-8"),
     "text": (b"a man cooks", r"is damaged, or no plain pickle"),
     "empty": (b"", r"is damaged, or no plain pickle"),
     "outside": (pickle.dumps({"../a": [["b"]]}), r"'\.\./a' must be a video's name"),
@@ -335,6 +335,26 @@ def test_a_pickle_that_repeats_itself_without_end_is_refused(tmp_path):
     refused(tmp_path, "50 times as long as the file", "msvd", "raw-captions.pkl", wordless)
     own = pickle.dumps({"a": [["some", "words"]] * 100})
     assert len(read(tmp_path, "msvd", "raw-captions.pkl", own).videos[0].captions) == 100
+
+
+def test_keys_that_would_take_for_ever_to_hash_are_refused(tmp_path):
+    path = tmp_path / "x.pkl"
+    deep = b")" + b"\x85" * 1_000_000
+    shared = b")" + b"2\x86" * 100
+    for key in (deep, shared):
+        for content in (
+            b"\x80\x02}" + key + b"K\x01s.",
+            b"\x80\x02}(" + key + b"K\x01u.",
+            b"\x80\x02(" + key + b"K\x01d.",
+            b"\x80\x04\x8f(" + key + b"\x90.",
+            b"\x80\x04(" + key + b"\x91.",
+            b"\x80\x02" + key + b"q\x00" + b"0}h\x00K\x01s.",
+        ):
+            path.write_bytes(content)
+            with pytest.raises(ValueError, match="keys that are no plain strings or numbers"):
+                load_plain(path)
+    path.write_bytes(pickle.dumps({"a": (("b", "c"), [("d",)])}))
+    assert load_plain(path) == {"a": (("b", "c"), [("d",)])}
 
 
 PLAIN = st.recursive(

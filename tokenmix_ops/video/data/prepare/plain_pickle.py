@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import pickletools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,6 +20,7 @@ _PLAIN = {
     *("EMPTY_DICT", "DICT", "SETITEM", "SETITEMS", "EMPTY_LIST", "LIST", "APPEND", "APPENDS"),
     *("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_SET", "ADDITEMS", "FROZENSET"),
 }
+_TO_MARK = ("POP_MARK", "SETITEMS", "APPENDS", "ADDITEMS")
 _OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
 
 
@@ -35,6 +36,7 @@ def load_plain(path: Path) -> Any:
     function or outer object.
     """
     content = path.read_bytes()
+    keys = _Keys()
     try:
         for opcode, argument, place in _opcodes(content):
             if opcode.name not in _PLAIN:
@@ -46,12 +48,72 @@ def load_plain(path: Path) -> Any:
             # An array of this size would be laid out.
             if "PUT" in opcode.name and not 0 <= int(argument or 0) <= len(content):
                 raise ValueError(f"byte {place} numbers an object {argument}")
+            keys.follow(opcode.name, argument)
         return _Plain(io.BytesIO(content), encoding="utf-8").load()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} holds text that is not in UTF-8; convert it") from error
     # A damaged pickle may fail in any way whatever.
     except Exception as error:
         raise ValueError(f"{path} is damaged, or no plain pickle: {error}") from error
+
+
+class _Keys:
+    """Follows what a pickle builds, to refuse tuples and sets as keys and as items of sets.
+
+    To hash those takes as many steps, and as deep a recursion, as they are large and nested, each
+    part as often as it occurs; a small file could end the process so.
+    """
+
+    def __init__(self) -> None:
+        self.stack: list[bool | None] = []
+        """Whether each object is nested; None for a mark."""
+        self.memo: dict[int, bool | None] = {}
+
+    def follow(self, name: str, argument: Any) -> None:
+        """Takes one step; raises ValueError for a key that is nested, and IndexError or KeyError
+        for steps that cannot be."""
+        if name in ("PROTO", "FRAME", "STOP"):
+            return
+        if name == "MARK":
+            self.stack.append(None)
+        elif name in ("POP", "APPEND"):
+            self.stack.pop()
+        elif name == "SETITEM":
+            self.stack.pop()
+            self._refuse([self.stack.pop()])
+        elif name == "DUP":
+            self.stack.append(self.stack[-1])
+        elif name == "MEMOIZE":
+            self.memo[len(self.memo)] = self.stack[-1]
+        elif name.endswith("PUT"):
+            self.memo[int(argument)] = self.stack[-1]
+        elif name.endswith("GET"):
+            self.stack.append(self.memo[int(argument)])
+        elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
+            del self.stack[-int(name[-1]) :]
+            self.stack.append(True)
+        elif name in ("TUPLE", "LIST", "DICT", "FROZENSET", *_TO_MARK):
+            items = self._to_mark()
+            if name in ("DICT", "SETITEMS"):
+                self._refuse(items[::2])
+            elif name in ("FROZENSET", "ADDITEMS"):
+                self._refuse(items)
+            if name not in _TO_MARK:
+                self.stack.append(name in ("TUPLE", "FROZENSET"))
+        else:
+            self.stack.append(False)
+
+    def _to_mark(self) -> list[bool | None]:
+        place = len(self.stack) - 1
+        while self.stack[place] is not None:
+            place -= 1
+        items = self.stack[place + 1 :]
+        del self.stack[place:]
+        return items
+
+    def _refuse(self, keys: Iterable[bool | None]) -> None:
+        if any(keys):
+            raise ValueError("it has keys that are no plain strings or numbers")
 
 
 def _opcodes(content: bytes) -> Iterator[tuple[pickletools.OpcodeInfo, Any, int]]:
