@@ -142,6 +142,24 @@ def test_another_video_in_its_place_is_read_anew(tmp_path):
     assert not torch.equal(clip, before)
 
 
+def test_a_path_through_a_link_is_where_it_leads(tmp_path):
+    """Whose parent is not that of the link."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there" / "deep").mkdir(parents=True)
+    (tmp_path / "here" / "link").symlink_to(tmp_path / "there" / "deep")
+    first = write_video(tmp_path / "here" / "a.mp4", stamps=range(9))
+    other = write_video(tmp_path / "there" / "a.mp4", stamps=range(9), options={"qp": "40"})
+    size = max(path.stat().st_size for path in (first, other))
+    for path in (first, other):
+        # What follows the last box of a file is no part of the video.
+        os.truncate(path, size)
+        os.utime(path, (1, 1))
+    cache = FrameCache(tmp_path / "cache", PLENTY)
+    cache.read_clip(first, 4, SIZE)
+    roundabout = tmp_path / "here" / "link" / ".." / "a.mp4"
+    assert torch.equal(cache.read_clip(roundabout, 4, SIZE), read_clip(other, 4, SIZE))
+
+
 def damages(data):
     record = 4 + FRAME
     yield "cut", data[: len(data) // 2]

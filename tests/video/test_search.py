@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 import av
 import pytest
 import torch
+from experiment_runs import experiment, run
 from media import picture, write_image, write_video
 from safetensors.torch import load_file, save_file
 
@@ -435,6 +436,35 @@ def test_an_index_of_another_model_or_other_settings_is_refused(
         update(model, folder)
 
 
+def test_odd_links_do_not_end_the_search(model, folder):
+    (folder / "loop").symlink_to("loop")
+    (folder / "round.mp4").symlink_to("round.mp4")
+    (folder / "through.mp4").symlink_to(folder / "b.mp4" / "x.mp4")
+    (folder / "nowhere.mp4").symlink_to("nothing")
+    found = update(model, folder)
+    assert [entry.video for entry in found.unreadable] == [
+        "nowhere.mp4", "round.mp4", "through.mp4"
+    ]  # fmt: skip
+    assert len(found.readable) == 5
+    assert "symbolic links" in found.unreadable[1].error
+
+
+def test_a_folder_may_be_filled_anew(model, folder):
+    update(model, folder)
+    for name in (NASTY, "again.mp4", "b.mp4", "more/d.mp4"):
+        (folder / name).unlink()
+    (folder / "c.mp4").rename(folder / "renamed.mp4")
+    assert [entry.video for entry in update(model, folder).entries] == ["renamed.mp4"]
+
+
+def test_the_last_checkpoint_serves_where_none_was_chosen(checkpoint, folder, tmp_path):
+    one = experiment("retrieval", Path(checkpoint).parent, max_steps=1)
+    run(one, tmp_path / "run")
+    assert not (tmp_path / "run" / "best.safetensors").exists()
+    chosen = SearchModel(str(tmp_path / "run" / "last.safetensors"))
+    assert SearchModel(str(tmp_path / "run")).settings == chosen.settings
+
+
 def test_folders_that_cannot_be_or_are_others_are_refused(model, folder, tmp_path):
     (tmp_path / "none").mkdir()
     (tmp_path / "file").touch()
@@ -449,7 +479,7 @@ def test_folders_that_cannot_be_or_are_others_are_refused(model, folder, tmp_pat
     update(model, folder, tmp_path / "index")
     (tmp_path / "elsewhere").mkdir()
     shutil.copy2(folder / "b.mp4", tmp_path / "elsewhere" / "x.mp4")
-    with pytest.raises(ValueError, match="5 videos of which none is in"):
+    with pytest.raises(ValueError, match="is an index of other videos, 5, than are in"):
         update(model, tmp_path / "elsewhere", tmp_path / "index")
     assert len(lines(tmp_path / "index")) == 5
     with pytest.raises(ValueError, match="workers is -1"):
@@ -632,6 +662,13 @@ def tokenmix(capsys):
         return status, captured.out, captured.err
 
     return run
+
+
+def test_a_page_that_cannot_be_written_is_told_before_the_work(tokenmix, checkpoint, folder):
+    status, _, err = tokenmix(checkpoint, folder, "a dog", *FLAGS, "--html", folder)
+    assert status == 1
+    assert "is a folder: name a file" in err
+    assert not (folder / ".tokenmix-search").exists()
 
 
 def test_the_command_prints_json_or_a_table_and_writes_a_page(

@@ -455,7 +455,9 @@ def test_a_model_that_is_not_there(refused, training, tmp_path, command):
     assert str(original) in refused(*training(command, tmp_path / "run", model=original))
 
 
-def test_starting_again_and_going_on_with_something_else(refused, tokenmix, training, tmp_path):
+def test_starting_again_and_going_on_with_something_else(
+    refused, tokenmix, training, tmp_path, monkeypatch
+):
     out = tmp_path / "run"
     sentence = refused(*training("caption", out, "--resume"))
     assert f"{out} holds no training to resume" in sentence
@@ -471,8 +473,14 @@ def test_starting_again_and_going_on_with_something_else(refused, tokenmix, trai
         assert f"{out} is of another experiment: {text}; give the same" in sentence
     sentence = refused(*training("retrieval", out, "--resume", select_on="none"))
     assert "experiment.yaml is of task captioning, wanted retrieval" in sentence
-    # What it was begun with need not be said again.
+    # What it was begun with need not be said again, nor where, if it is there by default.
     assert tokenmix("caption", "train", "--out", str(out), "--resume")[0] == 0
+    out.rename(tmp_path / "captioning")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "captioning").rename(tmp_path / "runs" / "captioning")
+    monkeypatch.chdir(tmp_path)
+    assert tokenmix("caption", "train", "--resume")[0] == 0
+    (tmp_path / "runs" / "captioning").rename(out)
     assert tokenmix(*training("caption", out, "--resume", select_on="none", workers=1))[0] == 0
 
 

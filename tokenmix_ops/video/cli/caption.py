@@ -23,7 +23,7 @@ def commands(default: Captioning) -> SubcommandApp:
     @app.command
     def train(
         experiment: OmitArgPrefixes[Captioning] = default,
-        out: Path = Path("runs/captioning"),
+        out: Path = training.OUT["caption"],
         config: Path | None = None,
         tiny: bool = False,
         resume: bool = False,

@@ -21,7 +21,7 @@ def commands(default: Retrieval) -> SubcommandApp:
     @app.command
     def train(
         experiment: OmitArgPrefixes[Retrieval] = default,
-        out: Path = Path("runs/retrieval"),
+        out: Path = training.OUT["retrieval"],
         config: Path | None = None,
         tiny: bool = False,
         resume: bool = False,

@@ -39,6 +39,8 @@ def run(
     if html is not None:
         if not queries:
             raise ValueError("--html shows what is found: give a query too")
+        if html.is_dir():
+            raise ValueError(f"--html {html} is a folder: name a file")
         # Not after an hour of indexing.
         html.parent.mkdir(parents=True, exist_ok=True)
     check(queries, top, rerank)

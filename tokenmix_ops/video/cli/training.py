@@ -19,6 +19,8 @@ from tokenmix_ops.video.metrics.captions import CaptionScores
 E = TypeVar("E", Captioning, Retrieval)
 
 TASKS = {"caption": "captioning", "retrieval": "retrieval"}
+OUT = {"caption": Path("runs/captioning"), "retrieval": Path("runs/retrieval")}
+"""Where a command trains unless told."""
 
 
 def default_experiment(command: str, arguments: list[str]) -> Any:
@@ -26,8 +28,8 @@ def default_experiment(command: str, arguments: list[str]) -> Any:
     ``--resume``, what it was when it began."""
     task = TASKS[command]
     path = _value_of("--config", arguments)
-    if path is None and "--resume" in arguments and (out := _value_of("--out", arguments)):
-        begun = Path(out) / EXPERIMENT_FILE
+    if path is None and "--resume" in arguments:
+        begun = Path(_value_of("--out", arguments) or OUT[command]) / EXPERIMENT_FILE
         if begun.exists():
             return read_experiment(begun, task)
     experiment: Any = EXPERIMENTS[task]() if path is None else read_experiment(path, task)

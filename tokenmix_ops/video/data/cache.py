@@ -250,7 +250,7 @@ def _name(candidates: Candidates, draw: Draw) -> Path:
     ]
     numbers = (candidates.start, candidates.end, candidates.fps)
     told = (
-        *(_MAGIC, os.path.abspath(path), stamps, [int(side) for side in candidates.size]),
+        *(_MAGIC, os.path.realpath(path), stamps, [int(side) for side in candidates.size]),
         *(None if number is None else float(number) for number in numbers),
         draw.num_frames if draw.sampling == "uniform" else None,
     )

@@ -72,6 +72,8 @@ class Space:
                 opened.truncate(size)
             except BaseException:
                 opened.close()
+                part.unlink()
+                self._write(taken, total)
                 raise
             return opened
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import signal
+import time
 from multiprocessing import active_children
 from multiprocessing.sharedctypes import RawArray, RawValue
 from types import FrameType
@@ -36,12 +37,14 @@ class OutliveSignals:
     def end(self) -> None:
         """End the workers that are still there."""
         self._let_go()
-        for process in active_children():
-            if process.pid in list(self.pids):
-                process.terminate()
-                process.join(_PATIENCE)
-                # One that hangs in a decoder hears nothing.
-                process.kill()
+        own = [process for process in active_children() if process.pid in list(self.pids)]
+        for process in own:
+            process.terminate()
+        until = time.monotonic() + _PATIENCE
+        for process in own:
+            process.join(max(0.0, until - time.monotonic()))
+            # One that hangs in a decoder hears nothing.
+            process.kill()
 
     def _let_go(self) -> None:
         self.ended.value = 1

@@ -160,12 +160,13 @@ def export_checkpoint(
 def open_model(checkpoint: str, default: E, opening: Opening = _AS_IT_IS) -> tuple[Loaded, E]:
     """A checkpoint with its experiment, or a whole model with the default one.
 
-    ``checkpoint`` may be a training's folder, for the best one in it. Raises ValueError if it is of
+    ``checkpoint`` may be a training's folder, for the best one in it, or the last, if it chose
+    none. Raises ValueError if it is of
     another task, not to be found, or not to be opened like that.
     """
     task: Task = "captioning" if isinstance(default, Captioning) else "retrieval"
-    best = Path(checkpoint) / "best.safetensors"
-    checkpoint = str(best) if best.is_file() else checkpoint
+    written = (Path(checkpoint) / f"{name}.safetensors" for name in ("best", "last"))
+    checkpoint = next((str(path) for path in written if path.is_file()), checkpoint)
     if Path(checkpoint).suffix != ".safetensors":
         if opening.model is not None:
             raise ValueError(f"{checkpoint} is a whole model: leave --model {opening.model} out")

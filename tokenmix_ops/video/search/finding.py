@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,17 +60,31 @@ def _below(folder: Path, name: str, seen: set[tuple[int, int]]) -> Iterator[Foun
         yield Found(name, 0, 0, f"cannot be listed: {error.strerror}")
         return
     images = [entry for entry in entries if _is_image(entry)]
-    if name and images and not any(e.is_dir() or _is_video(e) for e in entries):
-        yield _of_images(folder, name, images)
+    if name and images and not any(_is_folder(e) or _is_video(e) for e in entries):
+        yield from _looked_at(name, partial(_of_images, folder, name, images))
         return
     for entry in entries:
         path = f"{name}/{entry.name}" if name else entry.name
-        if entry.is_dir():
+        if _is_folder(entry):
             if _identity(Path(entry.path)) not in seen:
                 yield from _below(Path(entry.path), path, seen)
         elif _is_video(entry):
-            status = _status(entry)
-            yield Found(path, status.st_size, status.st_mtime_ns)
+            yield from _looked_at(path, partial(_of_file, entry, path))
+
+
+def _looked_at(name: str, look: Callable[[], Found]) -> list[Found]:
+    """A video; one with a problem, if it cannot be looked at, and none, if it has just gone."""
+    try:
+        return [look()]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        return [Found(name, 0, 0, f"cannot be looked at: {error.strerror}")]
+
+
+def _of_file(entry: os.DirEntry[str], path: str) -> Found:
+    status = _status(entry)
+    return Found(path, status.st_size, status.st_mtime_ns)
 
 
 def _of_images(folder: Path, name: str, entries: list[os.DirEntry[str]]) -> Found:
@@ -77,6 +92,14 @@ def _of_images(folder: Path, name: str, entries: list[os.DirEntry[str]]) -> Foun
     # The folder's own time tells of images that were removed or renamed.
     latest = max([folder.stat().st_mtime_ns, *(status.st_mtime_ns for status in statuses)])
     return Found(name, sum(status.st_size for status in statuses), latest)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        # A link that leads round and round, or through a file.
+        return False
 
 
 def _is_video(entry: os.DirEntry[str]) -> bool:

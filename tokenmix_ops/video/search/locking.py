@@ -21,7 +21,8 @@ def locked(folder: Path, videos: Path) -> Iterator[None]:
     lock = folder / LOCK
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not lock.exists() and any(folder.iterdir()):
+        # Who indexes for the first time makes the lock before all else.
+        if any(folder.iterdir()) and not lock.exists():
             raise ValueError(
                 f"{folder} holds other files than an index: choose an empty or new folder with "
                 "--index"

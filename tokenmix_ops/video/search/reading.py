@@ -43,8 +43,8 @@ class Clips:
 
     def __iter__(self) -> Iterator[Clip]:
         outliving = OutliveSignals(self.workers)
-        try:
-            yield from DataLoader(
+        clips = iter(
+            DataLoader(
                 self.dataset,
                 batch_size=None,
                 num_workers=self.workers,
@@ -52,6 +52,9 @@ class Clips:
                 worker_init_fn=outliving,
                 generator=torch.Generator(),
             )
+        )
+        try:
+            yield from clips
         finally:
             outliving.end()
 

@@ -73,7 +73,17 @@ def update_index(
     entries = None if rebuild else _finished(files, found)
     if entries is None:
         with locked(home, folder):
-            entries = _updated(files, found, model, folder, workers, rebuild, track, say)
+            if rebuild:
+                files.remove()
+            files.recover()
+            earlier = files.read() | files.read_parts()
+            # In the folder itself it can be of no other.
+            if index is not None and earlier and not any(one.video in earlier for one in found):
+                raise ValueError(
+                    f"{home} is an index of other videos, {len(earlier)}, than are in {folder}: "
+                    "choose another folder with --index, or make it anew with --rebuild"
+                )
+            entries = _updated(files, earlier, found, model, folder, workers, track, say)
     return Index(folder, tuple(entries[name] for name in sorted(entries)))
 
 
@@ -92,24 +102,15 @@ def _finished(files: IndexFiles, found: Sequence[Found]) -> dict[str, Entry] | N
 
 def _updated(
     files: IndexFiles,
+    earlier: dict[str, Entry],
     found: Sequence[Found],
     model: SearchModel,
     folder: Path,
     workers: int,
-    rebuild: bool,
     track: Track,
     say: Callable[[str], object],
 ) -> dict[str, Entry]:
-    if rebuild:
-        files.remove()
-    files.recover()
-    earlier = files.read() | files.read_parts()
     kept = {one.video: earlier[one.video] for one in found if _unchanged(one, earlier)}
-    if earlier and not any(one.video in earlier for one in found):
-        raise ValueError(
-            f"{files.folder} is the index of {len(earlier)} videos of which none is in {folder}: "
-            "choose another folder with --index, or make it anew with --rebuild"
-        )
     pending = [one for one in found if one.video not in kept]
     if kept and pending:
         say(f"{len(kept)} of {len(found)} videos are indexed already")
