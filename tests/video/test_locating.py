@@ -88,3 +88,11 @@ def test_folders_that_are_none(tmp_path):
     for path in (tmp_path / "a.mp4", tmp_path / "gone"):
         with pytest.raises(NotADirectoryError, match="is not a folder; it should be that of the"):
             scan(path)
+
+
+def test_odd_links_do_not_end_the_search(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "round.mp4").symlink_to("round.mp4")
+    (tmp_path / "through.mp4").symlink_to(tmp_path / "a.mp4" / "x.mp4")
+    assert scan(tmp_path).files == {"a": ["a.mp4"]}

@@ -10,9 +10,9 @@ import av
 from av.video.frame import VideoFrame
 
 from tokenmix_ops.video.data.decoder import ClipError, configure
+from tokenmix_ops.video.data.entries import is_image_name
 
 _CODECS: dict[bytes, Literal["mjpeg", "png"]] = {b"\xff\xd8\xff": "mjpeg", b"\x89PNG": "png"}
-_SUFFIXES = {".jpg", ".jpeg", ".png"}
 
 
 def numbered_images(folder: Path) -> list[Path]:
@@ -22,7 +22,7 @@ def numbered_images(folder: Path) -> list[Path]:
     """
     numbered: dict[int, Path] = {}
     for file in sorted(folder.iterdir()):
-        if file.suffix.lower() not in _SUFFIXES or file.name.startswith("."):
+        if not is_image_name(file.name) or file.name.startswith("."):
             continue
         digits = re.findall(r"[0-9]+", file.stem)
         if not digits:

@@ -9,11 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-EXTENSIONS = {
-    *(".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"),
-    *(".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
-}
-_IMAGES = (".jpg", ".jpeg", ".png")
+from tokenmix_ops.video.data.entries import is_folder, is_image_name, is_video_name
 
 
 class Found(NamedTuple):
@@ -60,15 +56,15 @@ def _below(folder: Path, name: str, seen: set[tuple[int, int]]) -> Iterator[Foun
         yield Found(name, 0, 0, f"cannot be listed: {error.strerror}")
         return
     images = [entry for entry in entries if _is_image(entry)]
-    if name and images and not any(_is_folder(e) or _is_video(e) for e in entries):
+    if name and images and not any(is_folder(e) or is_video_name(e.name) for e in entries):
         yield from _looked_at(name, partial(_of_images, folder, name, images))
         return
     for entry in entries:
         path = f"{name}/{entry.name}" if name else entry.name
-        if _is_folder(entry):
+        if is_folder(entry):
             if _identity(Path(entry.path)) not in seen:
                 yield from _below(Path(entry.path), path, seen)
-        elif _is_video(entry):
+        elif is_video_name(entry.name):
             yield from _looked_at(path, partial(_of_file, entry, path))
 
 
@@ -94,21 +90,9 @@ def _of_images(folder: Path, name: str, entries: list[os.DirEntry[str]]) -> Foun
     return Found(name, sum(status.st_size for status in statuses), latest)
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:
-        # A link that leads round and round, or through a file.
-        return False
-
-
-def _is_video(entry: os.DirEntry[str]) -> bool:
-    return os.path.splitext(entry.name)[1].lower() in EXTENSIONS
-
-
 def _is_image(entry: os.DirEntry[str]) -> bool:
-    stem, extension = os.path.splitext(entry.name)
-    return extension.lower() in _IMAGES and re.search("[0-9]", stem) is not None
+    stem = os.path.splitext(entry.name)[0]
+    return is_image_name(entry.name) and re.search("[0-9]", stem) is not None
 
 
 def _status(entry: os.DirEntry[str]) -> os.stat_result:

@@ -9,9 +9,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
 
+from tokenmix_ops.video.data.entries import VIDEO_SUFFIXES
 from tokenmix_ops.video.engine.interrupts import Interrupts
 from tokenmix_ops.video.retrieval.ranking import Track
-from tokenmix_ops.video.search.finding import EXTENSIONS, Found, find_videos
+from tokenmix_ops.video.search.finding import Found, find_videos
 from tokenmix_ops.video.search.index import DamagedIndex, Entry, Index, IndexFiles
 from tokenmix_ops.video.search.locking import locked
 from tokenmix_ops.video.search.model import SearchModel
@@ -66,7 +67,7 @@ def update_index(
     found = find_videos(folder, home)
     if not found:
         raise ValueError(
-            f"{folder} has no videos: neither files ending in {', '.join(sorted(EXTENSIONS))}, "
+            f"{folder} has no videos: neither files ending in {', '.join(VIDEO_SUFFIXES)}, "
             "nor folders of numbered images"
         )
     files = IndexFiles(home, model.settings)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from tokenmix_ops.video.data.entries import is_folder, is_image_name, is_video_name
 from tokenmix_ops.video.data.manifest import is_text
-from tokenmix_ops.video.data.prepare.reading import PICTURES, is_video_file
 
 _NUMBERED = re.compile("([^0-9]*)([0-9]+)")
 
@@ -75,15 +75,15 @@ def scan(folder: Path, progress: Callable[[int], object] | None = None) -> Libra
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is not a folder; it should be that of the videos")
     found: list[tuple[int, bool, str]] = []
-    for depth, is_folder, path in _videos(folder):
-        found.append((depth, is_folder, path))
+    for depth, of_images, path in _videos(folder):
+        found.append((depth, of_images, path))
         if progress is not None and len(found) % 1000 == 0:
             progress(len(found))
     files: dict[str, list[str]] = {}
-    for _, is_folder, path in sorted(found):
+    for _, of_images, path in sorted(found):
         name = path.rpartition("/")[2]
-        files.setdefault(name if is_folder else os.path.splitext(name)[0], []).append(path)
-    return Library(files, frozenset(path for _, is_folder, path in found if is_folder))
+        files.setdefault(name if of_images else os.path.splitext(name)[0], []).append(path)
+    return Library(files, frozenset(path for _, of_images, path in found if of_images))
 
 
 def _videos(root: Path) -> Iterator[tuple[int, bool, str]]:
@@ -103,14 +103,21 @@ def _videos(root: Path) -> Iterator[tuple[int, bool, str]]:
                 if entry.name.startswith(".") or not is_text(entry.name):
                     continue
                 path = f"{below}/{entry.name}" if below else entry.name
-                if entry.is_dir():
+                if is_folder(entry):
                     folders.append((depth + 1, path))
-                elif entry.name.lower().endswith(PICTURES):
+                elif is_image_name(entry.name):
                     has_images = True
-                elif is_video_file(entry.name) and entry.is_file():
+                elif is_video_name(entry.name) and _is_file(entry):
                     has_videos = True
                     yield depth, False, path
         if has_images and below and not (has_videos or folders):
             yield depth - 1, True, below
         # Backwards, so that what is linked twice is found by the first name.
         stack.extend(sorted(folders, reverse=True))
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:
+        return False

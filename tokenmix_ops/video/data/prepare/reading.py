@@ -13,19 +13,14 @@ from pathlib import Path
 from reprlib import repr as shown
 from typing import Any
 
+from tokenmix_ops.video.data.entries import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from tokenmix_ops.video.data.manifest import is_text, is_time
-
-PICTURES = (".jpg", ".jpeg", ".png")
 
 # In bytes, what common file systems hold less a suffix, and less the folders above.
 _LONGEST = 250
 _LONGEST_PATH = 1000
 _CONTROL = re.compile("[\0-\x1f\x7f]")
 _WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-_SUFFIXES = (
-    *(".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv"),
-    *(".ogv", ".3gp", ".ts"),
-)
 
 
 class Record:
@@ -160,7 +155,7 @@ def video_name(text: str, where: str) -> str:
 
     Raises ValueError for one that no file could have, or that could lead out of the videos' folder.
     """
-    name = _stem(text.strip(), _SUFFIXES)
+    name = _stem(text.strip(), VIDEO_SUFFIXES)
     _check_name(name, text, where)
     if "/" in name or "\\" in name:
         raise ValueError(f"{where}: {text!r:.80} must be a video's name, without folders")
@@ -178,18 +173,13 @@ def video_path(text: str, where: str) -> str:
             f"{where}: {text!r:.80} must be a path below the videos' folder, with '/', without '..'"
         )
     parts = [folder for folder in folders if folder not in ("", ".")]
-    parts.append(_stem(name, (*_SUFFIXES, *PICTURES)))
+    parts.append(_stem(name, (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES)))
     for part in parts:
         _check_name(part, text, where)
     path = "/".join(parts)
     if len(path.encode()) > _LONGEST_PATH:
         raise ValueError(f"{where}: {text!r:.80} is too long for a path")
     return path
-
-
-def is_video_file(name: str) -> bool:
-    """Whether a file's name ends as a video's does."""
-    return name.lower().endswith(_SUFFIXES)
 
 
 def _stem(name: str, suffixes: Sequence[str]) -> str:
