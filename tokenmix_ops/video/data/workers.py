@@ -5,12 +5,13 @@ from __future__ import annotations
 import atexit
 import os
 import signal
+import threading
 import time
 from multiprocessing import active_children
 from multiprocessing.sharedctypes import RawArray, RawValue
-from types import FrameType
 
-_PATIENCE = 5.0
+_PATIENCE = 10.0
+_INTERVAL = 0.1
 
 
 class OutliveSignals:
@@ -19,8 +20,9 @@ class OutliveSignals:
     it is at.
 
     Whoever stops reading before the loader's end calls `end`, for an exception keeps the loader's
-    iterator alive in its traceback. At the latest the exit of the process does: it sends SIGTERM,
-    and would wait for ever for workers that do not obey.
+    iterator alive in its traceback. At the latest the exit of the process does, which would wait
+    for ever otherwise for workers that do not obey. They leave by themselves, for PyTorch takes
+    one that a signal ends for a failure, which it reports wherever the process then is.
     """
 
     def __init__(self, workers: int) -> None:
@@ -31,24 +33,24 @@ class OutliveSignals:
 
     def __call__(self, worker: int) -> None:
         self.pids[worker] = os.getpid()
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, self._handle)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        threading.Thread(target=self._leave_at_end, daemon=True).start()
 
     def end(self) -> None:
         """End the workers that are still there."""
         self._let_go()
-        own = [process for process in active_children() if process.pid in list(self.pids)]
-        for process in own:
-            process.terminate()
         until = time.monotonic() + _PATIENCE
-        for process in own:
-            process.join(max(0.0, until - time.monotonic()))
-            # One that hangs in a decoder hears nothing.
-            process.kill()
+        for process in active_children():
+            if process.pid in list(self.pids):
+                process.join(max(0.0, until - time.monotonic()))
+                # One that hangs in a decoder may let no other thread run.
+                process.kill()
 
     def _let_go(self) -> None:
         self.ended.value = 1
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.ended.value:
-            os._exit(0)
+    def _leave_at_end(self) -> None:
+        while not self.ended.value:
+            time.sleep(_INTERVAL)
+        os._exit(0)
