@@ -8,6 +8,7 @@ from functools import cache
 
 import pytest
 import torch
+from recorded_calls import assert_answered_alike, pass_besides, record
 from torch import nn
 from transformers import (
     Blip2VisionConfig,
@@ -34,10 +35,11 @@ from transformers import (
 )
 
 import tokenmix_ops as tm
-from tokenmix_ops.convert import ConvertedAttention
+from tokenmix_ops.convert import _HOOKS, _PARTS, ConvertedAttention
 from tokenmix_ops.families import FAMILIES
 from tokenmix_ops.modules import PackedParameters, PackedProjection
-from tokenmix_ops.testing import max_error, tolerance
+from tokenmix_ops.testing import max_error
+from tokenmix_ops.tolerance import rms_error, rms_limit
 from tokenmix_ops.video.encoder import VideoEncoder
 
 VIDEOS, FRAMES, LAYERS, DIM, HEADS, SIZE, PATCHES = 2, 4, 3, 24, 3, 24, 9
@@ -202,7 +204,40 @@ def test_spatial_computes_what_the_model_did(name):
     plain = run(name, model)
     tm.mix_tokens(model, FRAMES, "spatial", "all")
     assert len(converted(model)) == LAYERS
-    assert max_error(run(name, model), exact) <= tolerance(exact, plain)
+    assert rms_error(run(name, model), exact) <= rms_limit(exact, plain)
+
+
+@pytest.mark.interfaces
+@pytest.mark.parametrize("name", MODELS)
+def test_every_call_of_a_model_is_taken_and_answered_alike(name):
+    plain, ours = make(name, torch.float64), make(name, torch.float64)
+    tm.mix_tokens(ours, FRAMES, "spatial", "all")
+    layers = {n: m for n, m in modules(ours) if isinstance(m, ConvertedAttention)}
+    calls = record(plain, list(layers))
+    with torch.no_grad():
+        wanted = run(name, plain, pixels(torch.float64))
+        assert max_error(run(name, ours, pixels(torch.float64)), wanted) < 1e-10
+        for layer, module in layers.items():
+            assert calls[layer]
+            for call in calls[layer]:
+                assert_answered_alike(module, call, 1e-10)
+
+
+@pytest.mark.interfaces
+@pytest.mark.parametrize("name", MODELS)
+def test_arguments_of_versions_to_come_change_nothing(name):
+    model = tm.mix_tokens(make(name), FRAMES, "released", "all")
+    wanted = run(name, model)
+    handles = [
+        pass_besides(layer, some_future_name=None, a_flag=True, a_cache=object())
+        for layer in converted(model)
+    ]
+    assert torch.equal(run(name, model), wanted)
+    for handle in handles:
+        handle.remove()
+    pass_besides(converted(model)[0], a_mask=torch.ones(1))
+    with pytest.raises(ValueError, match="no attention mask and no other keys, got a_mask"):
+        run(name, model)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -877,6 +912,16 @@ def test_parts_that_are_none_or_shared_survive():
     assert torch.equal(model(tokens), expected)
 
 
+@pytest.mark.interfaces
+def test_all_that_a_module_keeps_of_its_calls_is_carried_over():
+    own = vars(nn.Module())
+    of_calls = {n for n in own if "hooks" in n and not ("state_dict" in n or n.startswith("__"))}
+    assert set(_HOOKS) == of_calls
+    assert {n for n in own if n.startswith("_") and isinstance(own[n], dict)} >= {*_PARTS, *_HOOKS}
+    assert own["_non_persistent_buffers_set"] == set()
+
+
+@pytest.mark.interfaces
 def test_hooks_on_a_layer_go_on_firing():
     model, seen = make("BLIP"), []
     layer = model.encoder.layers[-1].self_attn
@@ -886,6 +931,18 @@ def test_hooks_on_a_layer_go_on_firing():
     handle.remove()
     run("BLIP", model)
     assert len(seen) == 1
+
+
+@pytest.mark.interfaces
+def test_backward_hooks_on_a_layer_go_on_firing():
+    model, seen = make("BLIP"), []
+    layer = model.encoder.layers[-1].self_attn
+    layer.register_full_backward_hook(lambda module, *grads: seen.append((module, len(grads))))
+    run("BLIP", tm.mix_tokens(model, FRAMES)).sum().backward()
+    assert seen == [(model.encoder.layers[-1].self_attn, 2)]
+    tm.unmix_tokens(model)
+    run("BLIP", model).sum().backward()
+    assert seen[1:] == [(layer, 2)]
 
 
 def test_a_declaration_that_does_not_fit_is_named():

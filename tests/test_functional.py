@@ -4,7 +4,14 @@ import math
 
 import pytest
 import torch
-from agreement import assert_case_agrees, compute, oracle, random_cases
+from agreement import (
+    arithmetic_of,
+    assert_agrees,
+    assert_case_agrees,
+    compute,
+    oracle,
+    random_cases,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -23,17 +30,37 @@ from tokenmix_ops.testing import (
 )
 
 
+def skip_unless_computed(backend, case, inputs):
+    chosen = BACKENDS[backend]
+    plan = case.plan_on(inputs[0].device)
+    refusal = chosen.unavailable() or chosen.unsupported(*inputs, plan)
+    if refusal:
+        pytest.skip(refusal)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_output_and_gradients_agree_with_float64(case, dtype, backend, device):
-    inputs = case.inputs(dtype, device)
-    plan = case.plan_on(device)
-    chosen = BACKENDS[backend]
-    refusal = chosen.unavailable() or chosen.unsupported(*inputs, plan)
-    if refusal:
-        pytest.skip(refusal)
-    assert_case_agrees(compute(case, backend), case, dtype, device)
+    skip_unless_computed(backend, case, case.inputs(dtype, device))
+    arithmetic = arithmetic_of(backend, dtype)
+    assert_case_agrees(compute(case, backend), case, dtype, device, arithmetic)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("gain", [1.0, 0.8])
+@pytest.mark.parametrize(
+    "kind", [tm.Mixing.released, tm.Mixing.adjacent], ids=["released", "adjacent"]
+)
+def test_large_logits_agree_with_float64(kind, gain, dtype, backend, device):
+    """Here a rounding of the logits shows, which hides among others where they are small."""
+    case = Case(kind(cross_frame_gain=gain))
+    query, key, value = (t.detach() for t in case.inputs(dtype, device))
+    inputs = (4 * query, 4 * key, value)
+    skip_unless_computed(backend, case, inputs)
+    arithmetic = arithmetic_of(backend, dtype)
+    assert_agrees(compute(case, backend), case, inputs, arithmetic=arithmetic)
 
 
 @settings(max_examples=150)

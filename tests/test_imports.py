@@ -15,7 +15,7 @@ NAME = "tokenmix_ops"
 # From the bottom up, rooms of one floor together. A room is a module, or a package and all in it.
 # A module may import its own room and every lower floor.
 FLOORS = (
-    ("compiling",),
+    ("arguments", "compiling"),
     ("plan",),
     ("mixing",),
     ("ops",),
@@ -43,7 +43,11 @@ FLOORS = (
 # The public faces, and what they may show.
 FACES = {"": "convert", "video": "video.engine"}
 # Helpers of tests and benchmarks, with who may import them, and what they may import.
-HELPERS = {"reference": ("bench", "mixing"), "testing": ("bench", "mixing")}
+HELPERS = {
+    "reference": ("bench", "mixing"),
+    "testing": ("bench", "mixing"),
+    "tolerance": ("bench", "plan"),
+}
 
 
 def module_name(path):
@@ -132,7 +136,9 @@ def test_imports_run_downward(module):
 
 def test_the_core_is_there_and_has_its_floors():
     core = {"mixing", "backends", "backends.eager", "functional", "modules", "convert"}
-    assert core | {"", "reference", "testing", "video", "video.encoder"} <= MODULES.keys()
+    assert (
+        core | {"", "reference", "testing", "tolerance", "video", "video.encoder"} <= MODULES.keys()
+    )
     assert place("backends.eager")[0] < place("backends")[0]
     assert place("backends.triton.kernels") == place("backends.triton")
     assert place("backends.triton")[1] != place("backends.eager")[1]

@@ -1,4 +1,4 @@
-"""Cases, inputs and the tolerance rule: what tests and benchmarks share."""
+"""Cases and their inputs: what tests and benchmarks share."""
 
 from __future__ import annotations
 
@@ -135,17 +135,6 @@ def max_error(actual: Tensor, exact: Tensor) -> float:
     """Largest absolute difference to a float64 result; infinite where ``actual`` is NaN."""
     difference = (actual.detach().to(exact) - exact.detach()).abs()
     return float(difference.nan_to_num(nan=float("inf")).amax()) if difference.numel() else 0.0
-
-
-def tolerance(exact: Tensor, *plain: Tensor) -> float:
-    """The largest error allowed to a fast computation: the rule of the project.
-
-    Twice the error that plain PyTorch makes in the same dtype (``plain``, the worst of several
-    ways of writing it) against float64 (``exact``), plus one rounding of the output.
-    """
-    rounding = torch.finfo(plain[0].dtype).eps / 2
-    largest = float(exact.detach().abs().amax()) if exact.numel() else 0.0
-    return 2 * max(max_error(way, exact) for way in plain) + rounding * largest
 
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
