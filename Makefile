@@ -1,19 +1,31 @@
 PYTHON ?= python3
 VENV ?= .venv
 # Installed before all else, so that no other package picks the build. Any requirement or wheel.
-TORCH ?= torch==2.13.0
+TORCH ?= $(LOCKED_TORCH)
+LOCKED_TORCH := torch==2.13.0
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check format bench clean
+.PHONY: help demo test test-all test-versions test-floor test-newest lock check format bench clean FORCE
 
 help: ## Shows this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 26
 
 demo: $(VENV)/ready ## Runs the main job in a few minutes; pictures and data go to demo_out/
 	$(BIN)/tokenmix demo
 
 test: $(VENV)/ready ## Runs the test suite
+	$(BIN)/python -m pytest -n auto -m "not slow"
+
+test-all: $(VENV)/ready ## Runs the test suite and the tests that take too long for every day
 	$(BIN)/python -m pytest -n auto
+
+test-versions: test-floor test-newest ## Tests third-party interfaces at the lowest and newest versions
+
+test-floor test-newest: test-%: .venv-%/ready ## The same at one end
+	.venv-$*/bin/python -m pytest -n auto -m interfaces
+
+lock: $(VENV)/packages ## Writes requirements.lock with the newest versions that pyproject.toml allows
+	$(BIN)/python tools/lock.py lock "$(LOCKED_TORCH)" requirements.lock
 
 check: $(VENV)/ready ## Formatting, lint, types, import floors, rendered numbers
 	$(BIN)/ruff format --check .
@@ -29,12 +41,35 @@ format: $(VENV)/ready ## Formats the code
 bench: $(VENV)/ready ## Measures, and renders the rows of data into the README
 	$(BIN)/tokenmix bench
 
-clean: ## Removes the environment and what the demo wrote
-	rm -rf $(VENV) demo_out
+clean: ## Removes the environments and what the demo wrote
+	rm -rf $(VENV) .venv-floor .venv-newest demo_out
 
-$(VENV)/ready: pyproject.toml setup.py
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "setuptools>=77" "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation \
-		--editable ".[triton,video,metrics,test,dev]"
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+
+# $(call packages,folder,pins): an environment of these versions, except where torch excludes one.
+define packages
+	@$(PYTHON) -c 'import sys; sys.version_info < (3, 11) and sys.exit("expected Python >= 3.11, which \
+	PyAV needs, got " + sys.version.split()[0] + ": choose one with PYTHON=")'
+	$(PYTHON) -m venv --clear $(1)
+	$(1)/bin/python $(PIP_INSTALL) --no-deps --constraint $(2) setuptools packaging "$(TORCH)"
+	$(1)/bin/python tools/lock.py fit $(2) > $(1)/pins.txt
+	$(1)/bin/python $(PIP_INSTALL) --requirement $(1)/pins.txt torch
+endef
+project := $(PIP_INSTALL) --no-deps --no-build-isolation --editable .
+
+$(VENV)/packages: requirements.lock
+	$(call packages,$(VENV),requirements.lock)
 	touch $@
+
+$(VENV)/ready: $(VENV)/packages pyproject.toml setup.py
+	$(BIN)/python $(project)
+	touch $@
+
+.venv-%/ready: $(VENV)/%.txt pyproject.toml setup.py
+	$(call packages,.venv-$*,$<)
+	.venv-$*/bin/python $(project)
+	touch $@
+
+# The index is asked each time; the file changes, and the environment is rebuilt, only if its answer did.
+$(VENV)/floor.txt $(VENV)/newest.txt: $(VENV)/%.txt: $(VENV)/packages FORCE
+	$(BIN)/python tools/lock.py $* "$(LOCKED_TORCH)" $@

@@ -2,9 +2,15 @@
 
 import os
 
-import pytest
-import torch
-from hypothesis import HealthCheck, settings
+# A worker has one core, and so have the programs that it starts; more threads only fight. NumPy
+# computes the interpreted kernels, and reads its variable when PyTorch imports it.
+if os.environ.get("PYTEST_XDIST_WORKER"):
+    for library in ("OMP", "MKL", "OPENBLAS"):
+        os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
 
 # Without it cuBLAS refuses to be deterministic.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -12,10 +18,6 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 # Without a GPU the Triton kernels run under Triton's interpreter; it is asked for before an import.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
-
-# Every worker has one core; more threads than that only fight.
-if os.environ.get("PYTEST_XDIST_WORKER"):
-    torch.set_num_threads(1)
 
 settings.register_profile(
     "project",

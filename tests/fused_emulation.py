@@ -1,4 +1,4 @@
-"""A fused kernel written out in PyTorch, with faults to plant: what the tolerance rule has to catch.
+"""A fused kernel written out in PyTorch, with faults to plant that the tolerance rule has to catch.
 
 It rounds where `tolerance.FUSED` says that a kernel may, and nowhere else. Its exponential is off
 by 2 units in the last place, up or down at random.
@@ -40,7 +40,7 @@ def results(case, inputs, output_grad, fault=None, exponential_ulp=2):
     return output_and_gradients(emulated(case, fault, exponential_ulp), inputs, output_grad)
 
 
-def _to_tf32(x):
+def to_tf32(x):
     """Rounded to the 10 bits of TF32's mantissa."""
     bits = x.contiguous().view(torch.int32)
     return ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
@@ -112,7 +112,7 @@ def _frame(ctx, t, query, key, value):
     q = query[:, t].float()
     k, v = (x.flatten(1, 2)[:, index].float() for x in (key, value))
     if fault == "products are in TF32":
-        q, k, v = _to_tf32(q), _to_tf32(k), _to_tf32(v)
+        q, k, v = to_tf32(q), to_tf32(k), to_tf32(v)
     logits = torch.einsum("bnhd,bmhd->bhnm", q, k) * factor
     if fault == "logits are rounded once too often":
         logits = logits.to(torch.bfloat16 if dtype == torch.float32 else dtype).float()

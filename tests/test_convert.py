@@ -35,7 +35,7 @@ from transformers import (
 )
 
 import tokenmix_ops as tm
-from tokenmix_ops.convert import _HOOKS, _PARTS, ConvertedAttention
+from tokenmix_ops.convert import ConvertedAttention
 from tokenmix_ops.families import FAMILIES
 from tokenmix_ops.modules import PackedParameters, PackedProjection
 from tokenmix_ops.testing import max_error
@@ -197,6 +197,7 @@ def gradients(model, output):
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.interfaces
 @pytest.mark.parametrize("name", MODELS)
 def test_spatial_computes_what_the_model_did(name):
     model = make(name)
@@ -266,6 +267,7 @@ def test_a_video_that_stands_still_is_read_as_its_image(name, mixing):
     assert max_error(run(name, model, still), before) <= limit
 
 
+@pytest.mark.interfaces
 @pytest.mark.parametrize("name", MODELS)
 def test_unmixing_brings_the_original_layers_back(name):
     model = make(name)
@@ -315,6 +317,7 @@ def test_videos_of_a_batch_do_not_see_each_other(name):
     assert max_error(together[FRAMES:], second) < 1e-11 * float(second.detach().abs().amax())
 
 
+@pytest.mark.interfaces
 @pytest.mark.parametrize("name", MODELS)
 def test_copies_are_complete_and_independent(name):
     model = tm.mix_tokens(make(name), FRAMES)
@@ -739,6 +742,7 @@ def test_the_number_of_frames_can_change():
         run("BLIP", tm.set_num_frames(model, 3))
 
 
+@pytest.mark.interfaces
 @pytest.mark.parametrize("use_reentrant", [True, False])
 def test_gradient_checkpointing(use_reentrant):
     model = tm.mix_tokens(make("BLIP", torch.float64), FRAMES, "released", "all").train()
@@ -898,6 +902,7 @@ def test_layers_that_do_more_are_refused():
             tm.mix_tokens(Block(**arguments), FRAMES)
 
 
+@pytest.mark.interfaces
 @pytest.mark.usefixtures("block_family")
 def test_parts_that_are_none_or_shared_survive():
     model = Block(bias=False)
@@ -910,15 +915,6 @@ def test_parts_that_are_none_or_shared_survive():
     assert tm.unmix_tokens(model).attn is layer
     assert layer.again is layer.out_proj
     assert torch.equal(model(tokens), expected)
-
-
-@pytest.mark.interfaces
-def test_all_that_a_module_keeps_of_its_calls_is_carried_over():
-    own = vars(nn.Module())
-    of_calls = {n for n in own if "hooks" in n and not ("state_dict" in n or n.startswith("__"))}
-    assert set(_HOOKS) == of_calls
-    assert {n for n in own if n.startswith("_") and isinstance(own[n], dict)} >= {*_PARTS, *_HOOKS}
-    assert own["_non_persistent_buffers_set"] == set()
 
 
 @pytest.mark.interfaces

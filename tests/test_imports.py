@@ -15,7 +15,7 @@ NAME = "tokenmix_ops"
 # From the bottom up, rooms of one floor together. A room is a module, or a package and all in it.
 # A module may import its own room and every lower floor.
 FLOORS = (
-    ("arguments", "compiling"),
+    ("arguments", "torch_internals"),
     ("plan",),
     ("mixing",),
     ("ops",),

@@ -110,6 +110,7 @@ def test_a_plan_is_compiled_once_per_layout_and_device():
     assert Mixing.released().plan(4, 10) is not Mixing.released().plan(4, 11)
 
 
+@pytest.mark.interfaces
 def test_a_plan_made_inside_a_transform_is_not_kept():
     mixing = Mixing.released(cross_frame_gain=0.123)
     seen = []

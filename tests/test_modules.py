@@ -213,6 +213,7 @@ WRAPPERS = (
 )
 
 
+@pytest.mark.interfaces
 @pytest.mark.parametrize("queries", ["all", "prefix"])
 @pytest.mark.parametrize("wrap", WRAPPERS)
 @pytest.mark.parametrize("mixing", ["released", "spatial"])
@@ -233,6 +234,7 @@ def test_a_wrapped_projection_is_called(mixing, wrap, queries):
     assert max_error(results[changed], unwrapped[changed]) > 1e-3
 
 
+@pytest.mark.interfaces
 def test_hooks_on_all_modules_see_the_projection():
     attention, seen = layer(), []
     handle = nn.modules.module.register_module_forward_hook(
@@ -245,6 +247,7 @@ def test_hooks_on_all_modules_see_the_projection():
     assert attention.qkv in seen
 
 
+@pytest.mark.interfaces
 @pytest.mark.filterwarnings("ignore:.*quantiz")
 @pytest.mark.skipif(
     torch.backends.quantized.engine == "none", reason="this PyTorch has no quantised kernels"

@@ -154,6 +154,7 @@ class Layer(torch.nn.Module):
         return tm.token_mix_attention(q, k, v, mixing=self.mixing, backend=self.backend)
 
 
+@pytest.mark.interfaces
 @pytest.mark.parametrize("mixing", MIXINGS, ids=repr)
 def test_export_keeps_the_operator_and_its_result(mixing, backend, device):
     layer = Layer(mixing, backend).to(device)
@@ -171,6 +172,7 @@ def test_export_keeps_the_operator_and_its_result(mixing, backend, device):
             assert torch.equal(loaded.module()(inputs), layer(inputs))
 
 
+@pytest.mark.interfaces
 def test_flop_counts(backend, device):
     case = RELEASED
     inputs = case.inputs(torch.float32, device)
@@ -216,6 +218,7 @@ def preferred(backend, monkeypatch):
     return backend
 
 
+@pytest.mark.interfaces
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_function_transforms_take_eager(preferred, device):
     query, key, value = (t.detach() for t in RELEASED.inputs(torch.float32, device))
@@ -238,6 +241,7 @@ def test_function_transforms_take_eager(preferred, device):
         torch.func.grad(lambda q: loss(q, preferred))(query)
 
 
+@pytest.mark.interfaces
 @pytest.mark.parametrize("part", [0, 1, 2])
 def test_forward_mode_derivatives_are_refused(part, preferred, device):
     inputs = [t.detach() for t in RELEASED.inputs(torch.float32, device)]

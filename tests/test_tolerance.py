@@ -21,7 +21,7 @@ from hypothesis import given, settings
 
 import tokenmix_ops as tm
 from tokenmix_ops.testing import CASES, Case, output_and_gradients
-from tokenmix_ops.tolerance import Arithmetic, error_budget, growth, rms_error, rms_limit
+from tokenmix_ops.tolerance import FUSED, Arithmetic, error_budget, growth, rms_error, rms_limit
 
 HALF = (torch.bfloat16, torch.float16)
 COMPOSED = Arithmetic(composed=True)
@@ -35,7 +35,7 @@ def inputs_of(case, dtype, size=1.0):
     return size * query, size * key, value
 
 
-def check(attention, case, inputs, arithmetic=Arithmetic()):
+def check(attention, case, inputs, arithmetic=FUSED):
     output_grad = some_output_grad(inputs[0])
     wanted = expected(case, inputs, output_grad, arithmetic)
     assert_within(wanted, output_and_gradients(attention, inputs, output_grad), inputs[0].dtype)

@@ -7,20 +7,11 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from tokenmix_ops.arguments import refuse_others
 from tokenmix_ops.families import FAMILIES, VisionFamily
 from tokenmix_ops.mixing import Mixing
 from tokenmix_ops.modules import Queries, TokenMixing, check_frames
-
-_PARTS = ("_modules", "_parameters", "_buffers")
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
+from tokenmix_ops.torch_internals import follow, parts
 
 
 class ConvertedAttention(TokenMixing):
@@ -52,14 +43,12 @@ class ConvertedAttention(TokenMixing):
         )
         self.family = family
         # None and shared entries count too; and hooks on the layer go on firing.
-        for part in _PARTS:
-            clash = [name for name in getattr(original, part) if name in vars(self)]
+        for own, given in zip(parts(self), parts(original), strict=True):
+            clash = [name for name in given if name in vars(self)]
             if clash:
                 raise ValueError(f"{type(original).__name__}: the name {clash[0]!r} is taken here")
-            getattr(self, part).update(getattr(original, part))
-        self._non_persistent_buffers_set = set(original._non_persistent_buffers_set)
-        for hooks in _HOOKS:
-            self.__dict__[hooks] = original.__dict__[hooks]
+            own.update(given)
+        follow(self, original)
         self.training = original.training
         # Not through setattr, which would register the original as a child.
         self.__dict__["original"] = original
@@ -69,17 +58,10 @@ class ConvertedAttention(TokenMixing):
     ) -> Any:
         """[batch * num_frames, num_tokens, dim] in and out, as the original layer returns it.
 
-        With ``queries`` "prefix" only the rows of prefix tokens come out.
+        With ``queries`` "prefix" only the rows of prefix tokens come out. Raises ValueError for
+        other arguments that could change the result (`refuse_others`).
         """
-        # Whatever else a tower passes on is harmless, but never another tensor: that would be a
-        # mask, other keys, or position embeddings.
-        given = [name for name, value in kwargs.items() if _holds_tensor(value, hidden_states)]
-        given += ["is_causal"] * (kwargs.get("is_causal") is True)
-        given += ["a second tensor" for value in args if _holds_tensor(value, hidden_states)]
-        if given:
-            raise ValueError(
-                f"token mixing takes no attention mask and no other keys, got {', '.join(given)}"
-            )
+        refuse_others("token mixing", hidden_states, args, kwargs)
         output, _ = self.attend(hidden_states, queries=queries)
         output = output.flatten(0, 1) if hidden_states.dim() == 3 else output
         for name in self.family.output:
@@ -99,15 +81,15 @@ class ConvertedAttention(TokenMixing):
         Raises ValueError if one of them is gone, as a projection that was split for LoRA.
         """
         original: nn.Module = self.__dict__["original"]
-        for part in _PARTS:
-            now = getattr(self, part)
-            for name in getattr(original, part):
+        for now, before in zip(parts(self), parts(original), strict=True):
+            for name in before:
                 if name not in now:
                     raise ValueError(
                         f"{type(original).__name__} cannot be put back: its {name!r} was replaced "
                         "since; load the model anew"
                     )
-                getattr(original, part)[name] = now[name]
+                before[name] = now[name]
+        follow(original, self)
         # Not train(), which would also set the children's.
         original.training = self.training
         return original
@@ -253,11 +235,6 @@ def _chosen(layers: Iterable[int] | Literal["all"], count: int) -> Sequence[int]
     if not chosen:
         raise ValueError("layers must name at least one layer, got none")
     return sorted({layer % count for layer in chosen})
-
-
-def _holds_tensor(value: Any, hidden_states: Tensor) -> bool:
-    values = value if isinstance(value, tuple | list) else (value,)
-    return any(isinstance(v, Tensor) and v is not hidden_states for v in values)
 
 
 def _refuse(layer: nn.Module, family: VisionFamily) -> None:

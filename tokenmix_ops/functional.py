@@ -9,6 +9,7 @@ from tokenmix_ops import backends
 from tokenmix_ops.backends import Explanation, eager
 from tokenmix_ops.mixing import Mixing, plan_of
 from tokenmix_ops.plan import Plan
+from tokenmix_ops.torch_internals import is_batched
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -154,8 +155,7 @@ def _checked(
         if list(tensor.shape) != wanted:
             raise ValueError(f"{name} must be {names} = {wanted}, got {list(tensor.shape)}")
     for name, tensor in (("query", query), ("key", key), ("value", value)):
-        # Inside vmap the strides are those of no tensor in memory.
-        vmapped = not torch.compiler.is_compiling() and torch._C._functorch.is_batchedtensor(tensor)
+        vmapped = not torch.compiler.is_compiling() and is_batched(tensor)
         if head_dim > 1 and tensor.stride(-1) != 1 and batch > 0 and not vmapped:
             raise ValueError(
                 f"{name} must be contiguous in its last dimension, got strides "

@@ -17,10 +17,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from tokenmix_ops.compiling import constant, guarded
 from tokenmix_ops.plan import Plan, Rows, Table, on_device, tabulate
+from tokenmix_ops.torch_internals import constant, guarded, in_trace_or_transform
 
 
 @dataclass(frozen=True)
@@ -154,9 +153,7 @@ class Mixing:
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", torch.cuda.current_device())
         table = _table(self, int(num_frames), int(num_tokens), int(num_prefix_tokens))
-        # Tensors made inside a trace or a functorch transform belong to it and must not be kept.
-        transformed = _get_current_dispatch_mode() or torch._C._functorch.peek_interpreter_stack()
-        make = on_device if transformed is None else on_device.__wrapped__
+        make = on_device.__wrapped__ if in_trace_or_transform() else on_device
         return make(table, device)
 
     def to_json(self) -> str:

@@ -8,11 +8,11 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from tokenmix_ops.backends import check_name
 from tokenmix_ops.functional import attention_weights, token_mix_attention
 from tokenmix_ops.mixing import Mixing, plan_of
+from tokenmix_ops.torch_internals import is_plain_linear
 
 Queries = Literal["all", "prefix"]
 
@@ -52,7 +52,7 @@ class PackedProjection:
     ) -> tuple[Tensor, Tensor, Tensor]:
         qkv: Any = module.get_submodule(self.child)
         all_queries = num_queries == tokens.shape[2]
-        if (all_queries and selected is None) or not _is_plain_linear(qkv):
+        if (all_queries and selected is None) or not is_plain_linear(qkv):
             # A wrapped projection (LoRA, quantised, hooked) is called as it is, on all tokens.
             query, key, value = qkv(tokens).chunk(3, dim=-1)
             return query[:, :, :num_queries], key, value
@@ -308,23 +308,3 @@ def _leading(tokens: Tensor, num_queries: int) -> Tensor:
 
 def _sources(tokens: Tensor, selected: Tensor | None) -> Tensor:
     return tokens if selected is None else tokens.flatten(1, 2).index_select(1, selected)
-
-
-def _is_plain_linear(module: Any) -> bool:
-    """Whether reading the weight gives what calling the module would."""
-    hooks = (
-        module._forward_hooks,
-        module._forward_pre_hooks,
-        module._backward_hooks,
-        module._backward_pre_hooks,
-        nn.modules.module._global_forward_hooks,
-        nn.modules.module._global_forward_pre_hooks,
-        nn.modules.module._global_backward_hooks,
-        nn.modules.module._global_backward_pre_hooks,
-    )
-    return (
-        type(module) is nn.Linear
-        and not any(hooks)
-        and "forward" not in vars(module)
-        and not is_traceable_wrapper_subclass(module.weight)
-    )

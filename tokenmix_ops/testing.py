@@ -119,9 +119,17 @@ def _cases() -> list[Case]:
         Case(released, num_prefix_tokens=5),
         Case(released, num_heads=1, head_dim=1),
         Case(released, num_tokens=2, head_dim=7),
-        Case(released, num_frames=8, num_tokens=197, num_heads=2, head_dim=64, batch=1),
+        Case(released, num_frames=8, num_tokens=197, num_heads=1, head_dim=64, batch=1),
         Case(adjacent, num_prefix_tokens=0, num_frames=2),
-        Case(adjacent, num_frames=8, num_tokens=50, head_dim=32, layout="packed"),
+        Case(
+            adjacent,
+            num_frames=8,
+            num_tokens=50,
+            num_heads=2,
+            head_dim=32,
+            batch=1,
+            layout="packed",
+        ),
         Case(Mixing.temporal(), num_tokens=5, num_prefix_tokens=0, layout="packed"),
     ]
     return cases

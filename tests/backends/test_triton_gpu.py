@@ -44,6 +44,7 @@ def test_the_same_call_gives_the_same_bits(mixing, algorithm):
         assert_same(output_and_gradients(fast(case), inputs, output_grad), once)
 
 
+@pytest.mark.interfaces
 @pytest.mark.parametrize("mixing", MIXINGS, ids=repr)
 def test_another_batch_size_compiles_nothing(mixing, algorithm):
     def compiled():
@@ -105,6 +106,7 @@ def test_kernels_run_on_the_current_stream(algorithm):
     assert_same(found, wanted)
 
 
+@pytest.mark.interfaces
 @pytest.mark.parametrize("mixing", MIXINGS, ids=repr)
 def test_a_captured_graph_computes_new_inputs(mixing, algorithm):
     case = Case(mixing, **USUAL, batch=2)
@@ -197,6 +199,7 @@ def test_tf32_is_used_only_where_pytorch_allows_it(monkeypatch):
         assert 10 * without[name] < allowed[name] < 0.05, name
 
 
+@pytest.mark.interfaces
 @pytest.mark.parametrize("mixing", MIXINGS, ids=repr)
 def test_inductor_changes_no_bit(mixing):
     case = Case(mixing, num_heads=2, head_dim=64)

@@ -23,6 +23,7 @@ def tokens():
     return torch.randn(8, 18, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.interfaces
 def test_contenders_of_one_kind_compute_the_same(weights, tokens):
     spatial = mixing_layer(weights, Mixing.spatial())(tokens)
     assert torch.allclose(SpatialSDPA(weights)(tokens), spatial, atol=1e-12)

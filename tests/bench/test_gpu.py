@@ -1,5 +1,6 @@
 """The GPU benchmark, as far as it goes without one: contenders, floors, races, tables, commands."""
 
+import inspect
 import json
 import subprocess
 from dataclasses import replace
@@ -71,6 +72,12 @@ def test_contenders_compute_the_oracle(mixing, name):
         found = output_and_gradients(call, inputs, output_grad.to(device))
         found = {key: value.cpu() for key, value in found.items()}
         assert fault(relative_errors(found, exact), torch.float32) is None
+
+
+@pytest.mark.interfaces
+@pytest.mark.parametrize("name", ["flex", "xformers", "flash_attn", "sdpa_efficient"])
+def test_peers_compute_the_oracle_or_say_why_not(name):
+    test_contenders_compute_the_oracle(TINY.mixing, name)
 
 
 def tables(plan):
@@ -452,3 +459,10 @@ def test_rows_of_a_gpu_carry_its_name_and_versions(monkeypatch):
 def test_devices_have_short_names():
     assert measure.slug("NVIDIA H200") == "h200"
     assert measure.slug("NVIDIA A100-SXM4-80GB") == "a100-sxm4-80gb"
+
+
+@pytest.mark.interfaces
+def test_a_gpu_can_be_kept_busy_while_work_is_handed_over():
+    assert list(inspect.signature(torch.cuda._sleep).parameters) == ["cycles"]
+    if ON_GPU:
+        measure.EventClock().lead()

@@ -8,6 +8,7 @@ from tokenmix_ops.bench.rerank import FUSED, ONCE, PLAIN, rerank_rows
 TINY = {"num_frames": 2, "num_tokens": 5, "dim": 32, "num_heads": 2, "num_layers": 2}
 
 
+@pytest.mark.interfaces
 def test_all_ways_match_alike():
     rows = rerank_rows(videos=2, texts=5, length=4, texts_at_once=2, rounds=3, sizes=TINY)
     assert [row["contender"] for row in rows] == [ONCE, FUSED, PLAIN]

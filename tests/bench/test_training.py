@@ -43,6 +43,7 @@ def loss_and_gradients(model, batch):
     return [loss.detach(), *torch.autograd.grad(loss, updated, materialize_grads=True)]
 
 
+@pytest.mark.interfaces
 @pytest.mark.parametrize("name", [TOKEN_MIXING, "full", "dual_attention", "st_adapter", "bitfit"])
 def test_the_authors_way_computes_the_same(name):
     torch.manual_seed(0)
@@ -71,6 +72,7 @@ def test_a_mixing_that_was_not_published_is_refused():
         as_published(model)
 
 
+@pytest.mark.interfaces
 def test_the_meter_counts_storages_while_they_live():
     with FakeTensorMode(), MemoryMeter() as meter:
         kept = torch.empty(1024)
@@ -102,6 +104,7 @@ def kept_by(run):
         return meter.live.total() - before
 
 
+@pytest.mark.interfaces
 def test_a_graph_keeps_what_it_keeps_on_a_gpu():
     tokens, rows = 4 * 8 * 32 * 16, 4 * 8 * 32
 
@@ -118,6 +121,7 @@ def test_a_graph_keeps_what_it_keeps_on_a_gpu():
         assert kept_by(attend) == 2 * 4 * tokens + 4 * rows
 
 
+@pytest.mark.interfaces
 def test_attention_and_dropout_as_on_a_gpu_are_attention_and_dropout():
     torch.manual_seed(0)
     query, key, value = torch.randn(3, 2, 2, 8, 16)
@@ -169,6 +173,7 @@ def test_the_peak_agrees_with_pytorchs_tracker():
     assert found.total() == pytest.approx(theirs["Total"], rel=0.02)
 
 
+@pytest.mark.interfaces
 def test_what_is_frozen_and_fused_costs_less():
     size = replace(TINY, batch=8, image_size=64)
     whole, frozen = peak(TOKEN_MIXING, size=size), peak(FROZEN_PATCHES, size=size)

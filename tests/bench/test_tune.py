@@ -1,7 +1,9 @@
 """The tuner: its candidates, its trials and processes, its choices, and the file that it writes."""
 
+import inspect
 import json
 import os
+import sys
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -310,3 +312,18 @@ def test_candidates_are_timed_and_the_fastest_backends_noted(monkeypatch):
         tuner.fastest([one])
         found = {"dtype_bits": 16, "head_dim": 64} in tuner.architecture.fastest
         assert found is beats
+
+
+@pytest.mark.interfaces
+def test_triton_keeps_compiled_kernels_where_trials_look():
+    runtime, compiler = (
+        pytest.importorskip("triton.runtime"),
+        sys.modules["triton.compiler.compiler"],
+    )
+    for kernel in launch.KERNELS.values():
+        compiled = runtime.JITFunction(kernel.fn)
+        assert compiled.arg_names == kernel.arg_names
+        assert compiled.device_caches == {}
+    assert "n_spills" in inspect.getsource(compiler.CompiledKernel)
+    taken = inspect.signature(compiler.CompiledKernel.__getitem__)
+    assert list(taken.parameters) == ["self", "grid"]

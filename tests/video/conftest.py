@@ -1,8 +1,13 @@
 """Leaves out what the machine lacks the packages for, and says so."""
 
+import multiprocessing
+import os
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
+
+import tokenmix_ops
 
 TRAINING = (
     *("accelerate", "av", "peft", "psutil", "pycocoevalcap"),
@@ -34,6 +39,7 @@ NEEDED = {
     "test_parameters.py": ("peft", "transformers"),
     "test_ranking.py": ("transformers",),
     "test_retrieval.py": ("transformers",),
+    "test_replaced_modules.py": ("peft", "transformers"),
     "test_retrieval_processes.py": ("accelerate", "transformers"),
     "test_search.py": TRAINING,
     "test_score_cli.py": ("av", "matplotlib", "pycocoevalcap", "rich", "tyro", "yaml"),
@@ -56,6 +62,18 @@ collect_ignore = list(MISSING)
 
 def pytest_report_header():
     return [f"left out: tests/video/{file}, no {', '.join(n)}" for file, n in MISSING.items()]
+
+
+@pytest.fixture(scope="session")
+def processes():
+    """Processes that are forked from one that has imported everything and computed nothing."""
+    # Some Pythons do not give the server the path to import from.
+    paths = (str(Path(__file__).parent), str(Path(tokenmix_ops.__file__).parent.parent))
+    os.environ["PYTHONPATH"] = os.pathsep.join((*paths, os.environ.get("PYTHONPATH", "")))
+    context = multiprocessing.get_context("forkserver")
+    # There is one server for all tests. What cannot be imported is left out.
+    context.set_forkserver_preload(["engine_toy", "experiment_runs", "retrieval_models"])
+    return context
 
 
 @pytest.fixture(scope="session")

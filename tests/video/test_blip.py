@@ -5,6 +5,8 @@ import torch
 
 from tokenmix_ops.video.blip import blip_config, blip_vision_config, build_blip
 
+pytestmark = pytest.mark.interfaces
+
 TASKS = ("captioning", "retrieval")
 
 

@@ -7,9 +7,10 @@ import random
 import resource
 import shutil
 import signal
-import time
+import sys
 import warnings
 from contextlib import contextmanager, suppress
+from functools import partial
 
 import psutil
 import pytest
@@ -17,7 +18,7 @@ import torch
 from media import picture, write_image, write_video
 
 from tokenmix_ops.video.data import cache as module
-from tokenmix_ops.video.data import video_file
+from tokenmix_ops.video.data import space, video_file
 from tokenmix_ops.video.data.cache import FrameCache
 from tokenmix_ops.video.data.clips import Candidates, ClipError, read_clip
 
@@ -408,15 +409,31 @@ def test_several_processes_fill_one_cache(share, video, wanted, tmp_path):
     assert len(files(tmp_path)) == len(SPANS) if share > 1 else 0 < len(files(tmp_path)) < 15
 
 
+def killed_at(line, work):
+    """Does the work, but is killed before that line of the cache's own code."""
+
+    def trace(frame, event, _):
+        nonlocal line
+        if frame.f_code.co_filename not in (module.__file__, space.__file__):
+            return None
+        line -= event == "line"
+        if line == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return trace
+
+    sys.settrace(trace)
+    work()
+
+
 def test_killed_at_any_moment(video, wanted, tmp_path):
     limit = 8 * 17 * FRAME
     chance = random.Random(0)
     unfinished = 0
     for turn in range(40):
-        process = child(lambda turn=turn: read_all(tmp_path, limit, video, wanted, turn))
-        time.sleep(chance.uniform(0.0, 0.12))
-        os.kill(process, signal.SIGKILL)
-        os.waitpid(process, 0)
+        line = chance.randrange(1, 2500)
+        work = partial(read_all, tmp_path, limit, video, wanted, turn)
+        process = child(partial(killed_at, line, work))
+        assert os.waitpid(process, 0)[1] == signal.SIGKILL
         unfinished += any(file.suffix == ".part" for file in files(tmp_path))
         assert used(tmp_path) <= limit
         assert not (tmp_path / "taken").exists() or taken(tmp_path) >= used(tmp_path)

@@ -16,13 +16,14 @@ from caption_models import (
     tiny_blip,
     tiny_captioner,
 )
-from torch.utils.checkpoint import checkpoint
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tokenmix_ops.testing import max_error
 from tokenmix_ops.video.captioning import VideoCaptioner
 from tokenmix_ops.video.cross_attention import CrossAttention, VideoMemory
+from tokenmix_ops.video.engine.checkpointing import checkpoint_layers
 from tokenmix_ops.video.tuning import Tuning, apply
+
+pytestmark = pytest.mark.interfaces
 
 
 def pair(**arguments):
@@ -247,10 +248,8 @@ def test_gradient_checkpointing_changes_nothing(method):
     for checkpointed in (False, True):
         captioner = tiny_captioner().train()
         apply(captioner, Tuning(method=method))
-        for layer in captioner.modules():
-            if checkpointed and isinstance(layer, GradientCheckpointingLayer):
-                layer._gradient_checkpointing_func = lambda *a: checkpoint(*a, use_reentrant=False)
-                layer.gradient_checkpointing = True
+        if checkpointed:
+            checkpoint_layers(captioner)
         captioner(clip(), *captions()).backward()
         gradients.append({n: p.grad for n, p in captioner.named_parameters() if p.requires_grad})
     plain, checkpointed = gradients

@@ -59,6 +59,7 @@ def outputs(model):
         return torch.cat([encoded.embedding, model.embed_texts(ids, mask), logits], dim=1)
 
 
+@pytest.mark.interfaces
 @pytest.mark.parametrize("task", ["captioning", "retrieval"])
 @pytest.mark.parametrize("method", sorted(METHODS.keys() - {"frozen"}))
 def test_a_checkpoint_brings_the_model_back_bit_for_bit(tmp_path, method, task):
@@ -137,6 +138,7 @@ def test_names_and_shapes_must_fit(tmp_path, change, text):
         load_updated(fresh(), path)
 
 
+@pytest.mark.interfaces
 def test_files_that_are_none_of_ours(tmp_path):
     path = tmp_path / "a.safetensors"
     with pytest.raises(ValueError, match="does not exist"):
@@ -197,6 +199,7 @@ def test_only_tuned_models_are_saved_and_only_fresh_ones_loaded(tmp_path):
         load_updated(tuned(), path)
 
 
+@pytest.mark.interfaces
 @pytest.mark.parametrize("task", ["captioning", "retrieval"])
 @pytest.mark.parametrize("method", sorted(METHODS.keys() - INSERTING))
 def test_an_export_is_a_whole_model_of_transformers(tmp_path, method, task):

@@ -34,6 +34,7 @@ def test_every_command_has_help_with_an_example(capsys, command):
     assert f"Example: tokenmix {' '.join(command)}" in " ".join(out.split())
 
 
+@pytest.mark.interfaces
 def test_explain(capsys):
     status, out, _ = run(capsys, "explain", "--json")
     assert status == 0
@@ -41,6 +42,7 @@ def test_explain(capsys):
     assert "eager: can run" in run(capsys, "explain")[1]
 
 
+@pytest.mark.interfaces
 def test_shapes_writes_a_world(capsys, tmp_path):
     status, out, _ = run(
         capsys, "data", "shapes", str(tmp_path / "w"), "--videos", "2", "--size", "32"

@@ -18,6 +18,8 @@ from tokenmix_ops.video.data.clips import (
     read_clip,
 )
 
+pytestmark = pytest.mark.interfaces
+
 
 @given(n=st.integers(1, 300), k=st.integers(1, 40), seed=st.integers(0, 99))
 def test_frame_indices(n, k, seed):

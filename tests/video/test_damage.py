@@ -106,6 +106,7 @@ def test_avi_that_lost_frames_in_the_middle_raises(tmp_path):
         read_clip(path, 8, SIZE)
 
 
+@pytest.mark.interfaces
 def test_rejected_packet_does_not_move_the_frames_after_it(tmp_path):
     """The decoder still gives out a frame of some packets that it rejects."""
     path = write_video(tmp_path / "a.mp4", "mpeg4", {"g": "10"}, range(LENGTH))
@@ -125,6 +126,7 @@ def test_rejected_packet_does_not_move_the_frames_after_it(tmp_path):
     assert moved
 
 
+@pytest.mark.interfaces
 def test_png_checksum(tmp_path):
     image = picture(0, 40, 48)
     write_image(tmp_path / "0.png", image)

@@ -6,6 +6,7 @@ import pytest
 from media import write_video
 
 from tokenmix_ops.video import cli
+from tokenmix_ops.video.data import isolation
 from tokenmix_ops.video.data.manifest import Video, write_manifest
 
 
@@ -20,6 +21,12 @@ def run(capsys, *arguments):
     if isinstance(status, str):
         return 1, captured.out, captured.err + status
     return status, captured.out, captured.err
+
+
+@pytest.fixture
+def forked(monkeypatch, processes):
+    """Videos are read in forked processes: those that it spawns import everything again."""
+    monkeypatch.setattr(isolation, "get_context", lambda _: processes)
 
 
 @pytest.fixture
@@ -39,6 +46,7 @@ def data(tmp_path):
     return path
 
 
+@pytest.mark.usefixtures("forked")
 def test_report_as_table_and_json(capsys, data, tmp_path):
     file = tmp_path / "new" / "report.json"
     status, out, _ = run(capsys, data, "--report", file)
@@ -68,6 +76,7 @@ def test_strict_fails_after_the_report(capsys, data):
     )
 
 
+@pytest.mark.usefixtures("forked")
 def test_split_and_clip_are_chosen(capsys, data):
     arguments = ("--split", "test", "--json", "--num-frames", "4", "--workers", "1", "--thorough")
     status, out, _ = run(capsys, data, *arguments)
@@ -80,6 +89,7 @@ def test_split_and_clip_are_chosen(capsys, data):
     assert "videos.jsonl has no videos in val: 1 duplicate" in err
 
 
+@pytest.mark.usefixtures("forked")
 def test_wrong_root_is_guessed(capsys, data, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     arguments = ("--root", tmp_path / "elsewhere", "--json", "--workers", "1")

@@ -89,6 +89,7 @@ def test_a_clip_becomes_tokens_and_their_mean_class_token(mixing):
     assert max_error(output.pooled, sum(output.tokens[:, t, 0] for t in range(4)) / 4) < 1e-6
 
 
+@pytest.mark.interfaces
 def test_all_layers_run_on_the_operator_and_the_chosen_ones_mix():
     model = encoder(mixing="paper", mixing_layers=(0,))
     kinds = [layer.self_attn.mixing.kind for layer in model.vision_model.encoder.layers]
@@ -200,6 +201,7 @@ def tower_tokens(tower, pixels, **arguments):
     return hidden.unflatten(0, pixels.shape[:2])
 
 
+@pytest.mark.interfaces
 def test_a_saved_transformers_model_is_read(saved):
     directory, tower = saved
     model = VideoEncoder.from_pretrained(directory, num_frames=FRAMES, mixing="spatial")
@@ -222,6 +224,7 @@ def test_a_saved_model_is_read_at_another_size(saved):
     assert max_error(model(clip(40)).tokens, expected.double()) < 1e-5
 
 
+@pytest.mark.interfaces
 def test_missing_weights_are_named(saved):
     directory, _ = saved
     file = directory / "model.safetensors"
@@ -242,6 +245,7 @@ def test_missing_weights_are_named(saved):
     )
 
 
+@pytest.mark.interfaces
 def test_vision_weights_left_over_or_of_another_shape_are_named(saved):
     directory, _ = saved
     file = directory / "model.safetensors"
@@ -377,6 +381,7 @@ def from_original(state_dict, **arguments):
     return VideoEncoder.from_blip_state_dict(state_dict, **arguments)
 
 
+@pytest.mark.interfaces
 @pytest.mark.parametrize("mixing_layers", [(), (1,), (0, 1)], ids=str)
 def test_an_original_checkpoint_gives_what_the_original_model_gives(mixing_layers):
     plain, weights = original()
@@ -450,6 +455,7 @@ def test_entries_beside_the_tower_may_be_anything():
         from_original({**weights, "visual_encoder.norm": 3})
 
 
+@pytest.mark.interfaces
 @pytest.mark.parametrize("size", [16, 40, 96])
 def test_position_embeddings_of_another_grid_are_resized(size):
     _, weights = original()

@@ -6,10 +6,8 @@ import math
 import multiprocessing
 import os
 import signal
-import socket
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,8 +15,9 @@ from engine_toy import DIM, Stopped, ToyTask, rank, run, run_and_die, stop_after
 from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file
+from together import free_port, run_together
+from waiting import once, wait_until
 
-import tokenmix_ops
 from tokenmix_ops.video.engine import Training, store, training
 from tokenmix_ops.video.engine.placement import shard, start_accelerator
 from tokenmix_ops.video.engine.progress import Progress
@@ -31,17 +30,6 @@ CURVE = ("kind", "update", "epoch", "loss", "error", "learning_rate", "grad_norm
 @pytest.fixture(autouse=True)
 def on_one_cpu(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-
-
-@pytest.fixture(scope="module")
-def processes():
-    """Processes that are forked from one that has imported everything and computed nothing."""
-    # Some Pythons do not give the server the path to import from.
-    paths = (str(Path(__file__).parent), str(Path(tokenmix_ops.__file__).parent.parent))
-    os.environ["PYTHONPATH"] = os.pathsep.join((*paths, os.environ.get("PYTHONPATH", "")))
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["engine_toy"])
-    return context
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +66,7 @@ def assert_same_run(out, reference):
             assert torch.equal(mine["optimizer"][name][key], moment)
 
 
+@pytest.mark.interfaces
 def test_a_run_leaves_a_curve_states_and_checkpoints(whole_run):
     lines = curve(whole_run)
     assert [line["update"] for line in lines if line["kind"] == "update"] == [*range(1, 13)]
@@ -178,23 +167,16 @@ def test_killed_at_any_moment(tmp_path, whole_run, processes):
         started.append((out, processes.Process(target=run_and_die, args=arguments)))
         started[-1][1].start()
     for out, process in started:
-        process.join(60)
+        process.join()
         assert process.exitcode == -signal.SIGKILL, out
         run(out, resume=True, save_every=4)
         assert_same_run(out, whole_run)
         assert not list(out.glob("state/*.part"))
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory, processes):
     """Folders of what two processes did, each name with its settings."""
-    out = tmp_path_factory.mktemp("two")
     clip = {"max_grad_norm": 0.5}
     jobs = {
         "copies": ({"batch_size": 4}, None),
@@ -217,17 +199,15 @@ def two_processes(tmp_path_factory, processes):
         "divided_unreadable": ({"batch_size": 4, "fsdp": True, "save_every": 2}, "unreadable"),
         "of_two_minds": ({"batch_size": 4}, "other scores"),
     }
-    port = free_port()
-    listed = [(out / name, settings, fails) for name, (settings, fails) in jobs.items()]
-    ranks = [processes.Process(target=rank, args=(i, port, listed)) for i in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(120)
-        if process.is_alive():
-            process.kill()
-    assert [process.exitcode for process in ranks] == [0, 0]
-    return out
+
+    def work(out):
+        listed = [(out / name, settings, fails) for name, (settings, fails) in jobs.items()]
+        with free_port() as port:
+            run_together(
+                [processes.Process(target=rank, args=(i, port, listed)) for i in range(2)]
+            )
+
+    return once(tmp_path_factory, "two_toys", work)
 
 
 @pytest.fixture(scope="module")
@@ -258,6 +238,7 @@ BOTH_WAYS = (
 )
 
 
+@pytest.mark.interfaces
 @pytest.mark.parametrize(
     ("name", "alone"),
     [
@@ -298,6 +279,7 @@ def test_a_parameter_without_a_moment_yet_resumes(tmp_path):
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
 
 
+@pytest.mark.interfaces
 def test_gradient_checkpointing_computes_twice_and_the_same(tmp_path, whole_run):
     task = ToyTask()
     run(tmp_path, task=task, gradient_checkpointing=True)
@@ -306,6 +288,7 @@ def test_gradient_checkpointing_computes_twice_and_the_same(tmp_path, whole_run)
     assert [layer.calls for layer in task.model.layers] == [28, 24]
 
 
+@pytest.mark.interfaces
 def test_mixed_precision_keeps_the_weights(tmp_path):
     task = ToyTask()
     run(tmp_path, task=task, precision="bf16", max_steps=3)
@@ -331,6 +314,7 @@ def scales(out, update):
     return Store(out).read(update)["scaler"]
 
 
+@pytest.mark.interfaces
 def test_the_scaler_of_fp16_resumes(tmp_path, monkeypatch):
     with_scaler(monkeypatch)
     run(tmp_path / "whole", save_every=3)
@@ -345,6 +329,7 @@ def test_the_scaler_of_fp16_resumes(tmp_path, monkeypatch):
         assert scales(tmp_path / "cut", update) == scales(tmp_path / "whole", update)
 
 
+@pytest.mark.interfaces
 def test_an_overflow_that_the_scaler_handles_is_no_error(tmp_path, monkeypatch):
     with_scaler(monkeypatch)
     task = ToyTask()
@@ -446,10 +431,11 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
     task = ToyTask()
 
     def weight_of(batch):
-        for _ in range(2):
-            # Two signals that come before Python has looked at the first would count as one.
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGINT)
+        # Two signals that come before Python has looked at the first would count as one.
+        wait_until(lambda: signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+        os.kill(os.getpid(), signal.SIGINT)
+        wait_until(lambda: False)
 
     task.weight = weight_of
     # What a shell starts in the background ignores the signal from the beginning.
@@ -464,7 +450,7 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
 
 def test_ctrl_c_in_an_evaluation_stops_at_once(tmp_path, whole_run):
     task = ToyTask()
-    task.evaluate = lambda *_: (os.kill(os.getpid(), signal.SIGINT), time.sleep(5))
+    task.evaluate = lambda *_: (os.kill(os.getpid(), signal.SIGINT), wait_until(lambda: False))
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, task=task)
     assert Store(tmp_path).updates() == [6]
@@ -662,3 +648,11 @@ def test_a_gpu_resumes_bit_for_bit(tmp_path, monkeypatch, precision):
     assert states[0] == states[1]
     assert (states[0] is not None) == (precision == "fp16")
     PartialState._reset_state()
+
+
+@pytest.mark.interfaces
+def test_a_second_training_may_have_another_precision():
+    """accelerate keeps the first one's, unless its state is reset."""
+    for precision in ("no", "bf16", "no"):
+        accelerator = start_accelerator(Training(precision=precision))
+        assert accelerator.mixed_precision == precision

@@ -1,5 +1,6 @@
 """Finding a model's folder, with a hub that a test plays."""
 
+import inspect
 from types import SimpleNamespace
 
 import pytest
@@ -61,3 +62,18 @@ def test_what_neither_has_is_named_with_its_cause(calls, monkeypatch):
         "a/b is no directory or file, and the Hugging Face hub does not give it, "
         "ConnectionError: no network; do this"
     )
+
+
+@pytest.mark.interfaces
+def test_the_hub_takes_what_it_is_asked():
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.hf_api import ModelInfo, RepoSibling
+
+    inspect.signature(HfApi.model_info).bind(None, "a/b", timeout=10)
+    inspect.signature(snapshot_download).bind("a/b", allow_patterns=[], local_files_only=True)
+    about = ModelInfo(id="a/b", siblings=[{"rfilename": "config.json"}])
+    assert [type(s) for s in about.siblings] == [RepoSibling]
+    assert about.siblings[0].rfilename == "config.json"
+    with pytest.raises(HFValidationError):
+        HfApi().model_info("a/b/c/d", timeout=10)

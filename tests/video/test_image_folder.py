@@ -9,6 +9,8 @@ from torch.nn.functional import interpolate
 
 from tokenmix_ops.video.data.clips import ClipError, frame_indices, read_clip
 
+pytestmark = pytest.mark.interfaces
+
 SIZE = (24, 32)
 
 

@@ -143,6 +143,7 @@ def scored(predictions, references):
     return caption_scores(predictions, references, tokenizer="python", meteor=False).figures
 
 
+@pytest.mark.interfaces
 def test_captions_worked_out_on_paper(capsys):
     predictions = {"a": "The cat sat.", "b": "a red dog runs fast"}
     references = {"a": ["the cat sat down"], "b": ["a red dog runs fast"]}

@@ -8,6 +8,8 @@ from safetensors.torch import load_file, save_file
 from tokenmix_ops.video.retrieval import RetrievalTraining
 from tokenmix_ops.video.retrieval.momentum import MomentumCopy
 
+pytestmark = pytest.mark.interfaces
+
 TRAINED = {
     "last layer": ("encoder.vision_model.encoder.layers.1.", "vision_proj.", "itm_head."),
     "everything": ("",),

@@ -6,10 +6,11 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from waiting import once
 
-from tokenmix_ops.video.blip import blip_vision_config
+from tokenmix_ops.video.blip import blip_vision_config, tiny_blip
 from tokenmix_ops.video.encoder import VideoEncoder
-from tokenmix_ops.video.parameters import SETTINGS, Row, count, table
+from tokenmix_ops.video.parameters import _TEXT_LAYERS, SETTINGS, Row, count, table
 from tokenmix_ops.video.tuning import METHODS
 
 TOWER = {"vit-b16": 85_798_656, "vit-l16": 303_301_632}
@@ -40,8 +41,14 @@ BIASES = {"captioning": 283_196, "retrieval": 251_650}
 
 
 @pytest.fixture(scope="module")
-def rows():
-    return {(row.method, row.backbone, row.task): row for row in count()}
+def rows(tmp_path_factory):
+    """Counted once for all processes that run tests."""
+
+    def write(folder):
+        (folder / "rows.json").write_text(json.dumps([asdict(row) for row in count()]))
+
+    counted = json.loads((once(tmp_path_factory, "parameters", write) / "rows.json").read_text())
+    return {(row["method"], row["backbone"], row["task"]): Row(**row) for row in counted}
 
 
 def row_of(rows, method, backbone="vit-b16", task="captioning"):
@@ -224,3 +231,12 @@ def test_the_table_has_a_line_for_every_row(rows):
     assert "| full | 226.492 | 226.51 | +0.0 % |" in text
     notes = [line for line in text.splitlines() if line.startswith("- ")]
     assert notes == [f"- {row.method}: {row.note}" for row in rows.values() if row.note]
+
+
+@pytest.mark.interfaces
+@pytest.mark.parametrize("task", ["captioning", "retrieval"])
+def test_layers_of_texts_are_where_they_are_counted(task):
+    with torch.device("meta"):
+        model = tiny_blip(task, 110)
+    layers = {n.partition(".layer.")[0] for n, _ in model.named_parameters() if ".layer." in n}
+    assert {f"{name}.layer." for name in layers} < {*_TEXT_LAYERS}

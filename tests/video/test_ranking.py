@@ -45,6 +45,7 @@ def best(scores, count):
     return sorted(range(len(scores)), key=lambda i: -scores[i])[:count]
 
 
+@pytest.mark.interfaces
 @pytest.mark.parametrize("rerank", [1, 2, 128])
 @pytest.mark.parametrize("at_once", [2, 128])
 def test_reranking_is_that_of_pairs_one_by_one(monkeypatch, rerank, at_once):

@@ -22,12 +22,14 @@ def double_retriever():
     return tiny_retriever().double().eval()
 
 
+@pytest.mark.interfaces
 def test_names_are_those_of_transformers_but_for_the_tower():
     names = tiny_model().state_dict().keys()
     expected = {name.replace("vision_model.", "encoder.vision_model.", 1) for name in names}
     assert tiny_retriever().state_dict().keys() == expected
 
 
+@pytest.mark.interfaces
 def test_modules_are_the_models_own():
     model = tiny_model()
     retriever = VideoRetriever(model, num_frames=FRAMES)
@@ -50,6 +52,7 @@ def test_an_embedding_needs_the_cls_rows_only():
     torch.testing.assert_close(embedding, mean / mean.norm(dim=1, keepdim=True), **CLOSE)
 
 
+@pytest.mark.interfaces
 def test_text_embeddings_are_those_of_transformers():
     model = tiny_model().double().eval()
     ids, mask = texts(4)
@@ -68,6 +71,7 @@ def plain_match(model, ids, mask, tokens):
     return model.itm_head(hidden[0, 0])
 
 
+@pytest.mark.interfaces
 def test_matching_is_that_of_transformers():
     model, retriever = tiny_model().double().eval(), double_retriever()
     tokens = retriever.encode_videos(batch([0, 1], dtype=torch.float64)["pixels"]).tokens
@@ -141,6 +145,7 @@ def test_losses_are_the_plain_ones(monkeypatch, epoch, alpha):
         assert found["loss"].item() == pytest.approx((found["itc"] + found["itm"]).item())
 
 
+@pytest.mark.interfaces
 def test_every_trained_weight_gets_a_gradient_and_no_momentum_weight():
     trained = RetrievalTraining(tiny_retriever(), queue_size=5)
     found = trained(batch([0, 1, 2]), 0.5)

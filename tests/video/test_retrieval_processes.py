@@ -3,9 +3,10 @@
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from retrieval_models import LENGTH, batch, texts, tiny_retriever
+from together import run_together
 from torch.nn.parallel import DistributedDataParallel
+from waiting import once
 
 from tokenmix_ops.video.engine.placement import gathered, shard
 from tokenmix_ops.video.retrieval import RetrievalTraining, rank
@@ -116,9 +117,13 @@ def work(process, folder):
 
 
 @pytest.fixture(scope="module")
-def processes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("processes")
-    mp.spawn(work, (str(folder),), nprocs=2)
+def both(tmp_path_factory, processes):
+    """What each of two processes found."""
+
+    def meet(folder):
+        run_together([processes.Process(target=work, args=(i, str(folder))) for i in range(2)])
+
+    folder = once(tmp_path_factory, "two_retrievers", meet)
     return [torch.load(folder / f"{process}.pt", weights_only=False) for process in range(2)]
 
 
@@ -127,9 +132,9 @@ def alone():
     return train(1, 0)
 
 
-def test_two_processes_train_as_one(processes, alone):
+def test_two_processes_train_as_one(both, alone):
     losses, state = alone
-    for found in processes:
+    for found in both:
         found_losses, found_state = found["trained"]
         torch.testing.assert_close(found_losses, losses, rtol=1e-9, atol=1e-9)
         assert found_state.keys() == state.keys()
@@ -145,19 +150,19 @@ def test_training_did_change_the_weights(alone):
     assert losses.isfinite().all()
 
 
-def test_the_temperature_stays_in_its_range_however_the_model_is_placed(processes):
+def test_the_temperature_stays_in_its_range_however_the_model_is_placed(both):
     wanted = train_hot(1, 0)
     assert wanted[:STEPS] == [0.5] * STEPS
     assert 0.01 < wanted[-1] < wanted[STEPS] < 0.49
-    for found in processes:
+    for found in both:
         assert found["copied"] == pytest.approx(wanted, rel=1e-4)
         assert found["divided"] == pytest.approx(wanted, rel=1e-4)
 
 
-def test_batches_of_several_shapes_are_refused_by_all_processes(processes):
+def test_batches_of_several_shapes_are_refused_by_all_processes(both):
     either = "all processes must have as many pairs, with texts padded to one length; got "
     later = "all batches must be as the first, 2 pairs with texts padded to 7 tokens; got 2 of 5"
-    for found in processes:
+    for found in both:
         pairs, lengths, changed = found["said"]
         assert pairs == f"{either}(3, 2) pairs of (7, 7) tokens"
         assert lengths == f"{either}(2, 2) pairs of (7, 6) tokens"
@@ -165,8 +170,8 @@ def test_batches_of_several_shapes_are_refused_by_all_processes(processes):
 
 
 @pytest.mark.parametrize("name", ["ranked", "ranked by one"])
-def test_two_processes_rank_as_one(processes, name):
+def test_two_processes_rank_as_one(both, name):
     expected = ranked([0, 1, 2, 3, 4])
-    for found in processes:
+    for found in both:
         for scores, wanted in zip(found[name], expected, strict=True):
             torch.testing.assert_close(scores, wanted, rtol=1e-5, atol=1e-5)

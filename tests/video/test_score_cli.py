@@ -33,6 +33,7 @@ def tokenmix(*arguments):
     cli.main(["score", *map(str, arguments)])
 
 
+@pytest.mark.interfaces
 def test_json_holds_each_figure_and_what_made_it(files, capsys):
     tokenmix(*files, *PYTHON, "--json")
     wanted = caption_scores(PREDICTIONS, REFERENCES, tokenizer="python", meteor=False).figures

@@ -8,6 +8,8 @@ from transformers import BertTokenizer
 
 from tokenmix_ops.video.text import SPECIAL_TOKENS, CaptionTokenizer, clean_caption
 
+pytestmark = pytest.mark.interfaces
+
 CAPTIONS = ["a red square moves left", "the circle's edge, turning", "a red circle"]
 
 

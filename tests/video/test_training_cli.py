@@ -121,6 +121,7 @@ def altered(data, tmp_path):
     return write
 
 
+@pytest.mark.interfaces
 @pytest.mark.parametrize("command", COMMANDS)
 def test_training_prints_and_writes_what_came_out(tokenmix, training, tmp_path, command):
     out = tmp_path / "run"
@@ -144,6 +145,7 @@ def test_training_prints_and_writes_what_came_out(tokenmix, training, tmp_path, 
     assert (out / "log.jsonl").read_text() == before
 
 
+@pytest.mark.interfaces
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_experiment_file_of_a_run_repeats_it(tokenmix, trained, tmp_path, command):
     config = trained / command / "experiment.yaml"
@@ -191,6 +193,7 @@ def test_evaluating_gives_the_figures_of_the_training(tokenmix, trained, data, c
         assert re.search(rf"{re.escape(name)} +{value:.2f}\b", out), out
 
 
+@pytest.mark.interfaces
 @pytest.mark.parametrize("command", COMMANDS)
 def test_an_exported_model_is_as_good_as_the_checkpoint(tokenmix, trained, data, tmp_path, command):
     best, whole = trained / command / "best.safetensors", tmp_path / "whole"
@@ -562,6 +565,7 @@ def test_a_clip_that_a_worker_cannot_read_ends_the_training(refused, training, d
         assert f"--max-unreadable allows; the last: {bad}: " in sentence
 
 
+@pytest.mark.interfaces
 @pytest.mark.parametrize(
     "words",
     [

@@ -10,13 +10,13 @@ import pytest
 import torch
 from caption_models import FRAMES, captions, clip, redraw, tiny_blip, tiny_captioner
 from retrieval_models import texts, tiny_model
-from torch.utils.checkpoint import checkpoint
 from transformers.models.blip.modeling_blip import BlipAttention
 
 from tokenmix_ops import mix_tokens, unmix_tokens
 from tokenmix_ops.modules import TokenMixing
 from tokenmix_ops.testing import max_error
 from tokenmix_ops.video.encoder import VideoEncoder
+from tokenmix_ops.video.engine.checkpointing import checkpoint_layers
 from tokenmix_ops.video.layer import VideoLayer
 from tokenmix_ops.video.retrieval.retriever import VideoRetriever
 from tokenmix_ops.video.tuning import METHODS, Tuning, apply, resolved
@@ -168,6 +168,7 @@ def test_a_retriever_is_tuned_like_a_captioner(method):
         assert (parameter.grad is not None) == (name in result.updated), name
 
 
+@pytest.mark.interfaces
 @pytest.mark.parametrize("method", METHODS)
 def test_all_attention_runs_on_the_operator(method):
     captioner = tuned(method)
@@ -519,9 +520,8 @@ class Kept:
 def passed(captioner, checkpointed):
     """The loss of a forward pass and what the tower keeps of it."""
     captioner.train()
-    for layer in captioner.encoder.layers:
-        layer._gradient_checkpointing_func = lambda *a: checkpoint(*a, use_reentrant=False)
-        layer.gradient_checkpointing = checkpointed
+    if checkpointed:
+        checkpoint_layers(captioner.encoder)
     kept = Kept(captioner.encoder.layers)
     with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor):
         loss = captioner(clip(), *captions())
@@ -562,6 +562,7 @@ def test_with_the_linear_projection_updated_every_layer_is_kept(checkpointed):
     assert kept.alive()[: DEPTH - 1] == list(range(DEPTH - 1))
 
 
+@pytest.mark.interfaces
 @pytest.mark.parametrize("settings", [{}, dict(ffn=True), dict(layers=(1,)), dict(attention=False)])
 def test_merged_lora_is_a_plain_tower_with_the_same_outputs(settings):
     captioner = trained(tuned("lora", rank=3, **settings))
@@ -581,6 +582,7 @@ def test_merged_lora_is_a_plain_tower_with_the_same_outputs(settings):
     assert max_error(tokens(captioner, clip()), output) < 1e-11
 
 
+@pytest.mark.interfaces
 def test_a_layer_that_was_split_for_lora_keeps_no_packed_copy_and_is_not_put_back():
     captioner = tiny_captioner(depth=DEPTH)
     layers = captioner.encoder.layers
@@ -599,6 +601,7 @@ def test_a_layer_that_was_split_for_lora_keeps_no_packed_copy_and_is_not_put_bac
     assert tokens(captioner, clip()).isfinite().all()
 
 
+@pytest.mark.interfaces
 def test_lora_leaves_the_keys_alone():
     captioner = trained(tuned("lora", layers=(0,)))
     width = 24
@@ -608,6 +611,7 @@ def test_lora_leaves_the_keys_alone():
     assert changed.tolist() == [True] * width + [False] * width + [True] * width
 
 
+@pytest.mark.interfaces
 def test_lora_is_of_the_rank_asked_for():
     captioner = tuned("lora", rank=5)
     query = captioner.encoder.layers[0].self_attn.query

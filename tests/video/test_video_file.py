@@ -16,6 +16,8 @@ from media import RATE, SIDE, encode, picture, write_streams, write_video
 from tokenmix_ops.video.data import clips, video_file
 from tokenmix_ops.video.data.clips import ClipError, frame_indices, read_clip
 
+pytestmark = pytest.mark.interfaces
+
 LENGTH = 45
 SIZE = (24, 32)
 # name: (file suffix, encoder, options, read by timestamp rather than by counting)

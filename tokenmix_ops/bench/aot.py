@@ -107,7 +107,9 @@ class Case:
 
 
 def all_cases(
-    architectures: Sequence[str] = SHIPPED, head_dims: Sequence[int] = (64, 128)
+    architectures: Sequence[str] = SHIPPED,
+    head_dims: Sequence[int] = (64, 128),
+    dtypes: Sequence[str] = tuple(DTYPES),
 ) -> list[Case]:
     """Every kernel at every dtype and head_dim that it has a configuration for; the other ways to
     find keys in bfloat16 at head_dim 64 only."""
@@ -118,7 +120,7 @@ def all_cases(
         for architecture in architectures
         for kernel in launch.KERNELS
         for keys in KEYS
-        for dtype in DTYPES
+        for dtype in dtypes
         for head_dim in head_dims
         if keys == "strided" or (dtype, head_dim) == ("bfloat16", 64)
     ]
@@ -307,6 +309,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="at most 256 (64 128)",
     )
     parser.add_argument(
+        "--dtypes",
+        nargs="+",
+        choices=DTYPES,
+        default=tuple(DTYPES),
+        metavar="NAME",
+        help=f"of {', '.join(DTYPES)} (all)",
+    )
+    parser.add_argument(
         "--results", type=Path, default=Path("results"), help="folder of aot.jsonl (%(default)s)"
     )
     parser.add_argument(
@@ -322,7 +332,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"\rcompiled {done} of {total} kernels", end=end, file=sys.stderr, flush=True)
 
     try:
-        rows = compile_all(all_cases(options.architectures, options.head_dims), progress)
+        cases = all_cases(options.architectures, options.head_dims, options.dtypes)
+        rows = compile_all(cases, progress)
     except ModuleNotFoundError as error:
         sys.exit(f"aot: needs {error.name}; pip install 'tokenmix_ops[triton]'")
     path = options.results / "aot.jsonl"

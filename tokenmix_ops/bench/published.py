@@ -7,9 +7,10 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
 
+from tokenmix_ops.arguments import refuse_others
 from tokenmix_ops.bench.attention import naive_gather
 from tokenmix_ops.convert import ConvertedAttention
-from tokenmix_ops.modules import TokenMixing
+from tokenmix_ops.modules import Queries, TokenMixing
 from tokenmix_ops.video.captioning import VideoCaptioner
 from tokenmix_ops.video.cross_attention import CrossAttention, VideoMemory
 
@@ -37,8 +38,11 @@ class PublishedAttention(TokenMixing):
             raise ValueError(f"the authors published no way to compute {self.mixing!r}")
         self.original: Any = layer.restored()
 
-    def forward(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor, None]:
-        """[batch * num_frames, num_tokens, dim] in and out."""
+    def forward(
+        self, hidden_states: Tensor, *args: Any, queries: Queries = "all", **kwargs: Any
+    ) -> tuple[Tensor, None]:
+        """[batch * num_frames, num_tokens, dim] in and out, all rows whatever ``queries``."""
+        refuse_others("the published attention", hidden_states, args, kwargs)
         if self.mixing.kind == "spatial":
             return self.original(hidden_states)[0], None
         video = hidden_states.unflatten(0, (-1, self.num_frames))
@@ -64,11 +68,12 @@ class PublishedCrossAttention(nn.Module):
     def forward(
         self,
         hidden_states: Tensor,
-        attention_mask: None = None,
+        *args: Any,
         encoder_hidden_states: Tensor | VideoMemory | None = None,
-        **_: Any,
+        **kwargs: Any,
     ) -> tuple[Tensor, None]:
         """[videos, length, dim] in and out, one text a video."""
+        refuse_others("the published cross-attention", hidden_states, args, kwargs)
         tokens = encoder_hidden_states
         tokens = tokens.tokens if isinstance(tokens, VideoMemory) else tokens
         return self.original(hidden_states, encoder_hidden_states=tokens)[0], None

@@ -13,8 +13,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import BlipTextConfig
-from transformers.models.blip.modeling_blip_text import BlipTextModel
+from transformers import BlipTextConfig, BlipTextModel
 
 from tokenmix_ops.bench.measure import environment, gpu_environment, ratio, time_side_by_side
 from tokenmix_ops.bench.render import write_rows

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers.models.blip.modeling_blip_text import BlipTextLayer, BlipTextSelfAttention
+
+from tokenmix_ops.arguments import refuse_others
 
 
 class VideoMemory:
@@ -55,10 +57,10 @@ class CrossAttention(nn.Module):
     """A BLIP text layer's cross-attention, on the original's own parameters and by fused means.
 
     Args:
-        original: the layer that it replaces; names in state dicts stay the same.
+        original: transformers' layer that it replaces; names in state dicts stay the same.
     """
 
-    def __init__(self, original: BlipTextSelfAttention) -> None:
+    def __init__(self, original: Any) -> None:
         super().__init__()
         self.query, self.key, self.value = original.query, original.key, original.value
         self.dropout = original.dropout
@@ -68,19 +70,23 @@ class CrossAttention(nn.Module):
     def forward(
         self,
         hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
+        *args: Any,
         encoder_hidden_states: Tensor | VideoMemory | None = None,
-        past_key_values: Any = None,
+        **kwargs: Any,
     ) -> tuple[Tensor, None]:
         """[videos * n, length, dim] for ``n`` texts a video, those of a video in a row.
 
         ``encoder_hidden_states``: a `VideoMemory` of the videos, or their tokens [videos,
-        num_tokens, dim]. ``past_key_values`` is left alone: a video's keys stay in its memory.
-        Raises ValueError for a mask, which videos do not need, and for texts that cannot be
-        shared out among the videos.
+        num_tokens, dim]. A memory is known by its type, whatever the argument is called. What else
+        transformers passes, such as its cache, is left alone: a video's keys stay in its memory.
+        Raises ValueError for what could change the result, as a mask (`refuse_others`), and for
+        texts that cannot be shared out among the videos.
         """
-        if attention_mask is not None:
-            raise ValueError("cross-attention to videos takes no encoder_attention_mask")
+        others = {name: value for name, value in kwargs.items() if not _is_idle(name, value)}
+        refuse_others("cross-attention to videos", hidden_states, args, others)
+        if encoder_hidden_states is None:
+            passed = (*args, *kwargs.values())
+            encoder_hidden_states = next((v for v in passed if isinstance(v, VideoMemory)), None)
         if encoder_hidden_states is None:
             raise ValueError("cross-attention needs the videos as encoder_hidden_states")
         if isinstance(encoder_hidden_states, Tensor):
@@ -105,18 +111,29 @@ class CrossAttention(nn.Module):
         return features.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
+def _is_idle(name: str, value: Any) -> bool:
+    """Whether an argument of transformers changes nothing: a word's place, a mask that hides none.
+
+    All words read all of a video. A mask is True where a token is seen, or is added to logits.
+    """
+    if not isinstance(value, Tensor):
+        return False
+    if "mask" in name and not torch.compiler.is_compiling():
+        seen = value if value.dtype == torch.bool else value == 0
+        return (value.dtype == torch.bool or value.is_floating_point()) and bool(seen.all())
+    return name in ("cache_position", "position_ids") and not value.is_floating_point()
+
+
 def share_video_keys(text_model: nn.Module) -> None:
     """Swaps the cross-attention of all layers of a BLIP text model for `CrossAttention`.
 
     Raises ValueError if there is none, as in a text model whose configuration is no decoder's.
     """
-    layers = [
-        layer
-        for layer in text_model.modules()
-        if isinstance(layer, BlipTextLayer) and hasattr(layer, "crossattention")
+    found: list[Any] = [
+        module for name, module in text_model.named_modules() if name.endswith(".crossattention")
     ]
-    if not layers:
+    if not found:
         raise ValueError(f"{type(text_model).__name__} has no cross-attention: set is_decoder")
-    for layer in layers:
-        if isinstance(layer.crossattention.self, BlipTextSelfAttention):
-            layer.crossattention.add_module("self", CrossAttention(layer.crossattention.self))
+    for attention in found:
+        if not isinstance(attention.self, CrossAttention):
+            attention.add_module("self", CrossAttention(attention.self))

@@ -8,7 +8,6 @@ from typing import Any, Literal, NamedTuple, cast
 
 from torch import Tensor, nn
 from transformers import BlipVisionConfig, BlipVisionModel
-from transformers.models.blip.modeling_blip import BlipEncoderLayer
 
 from tokenmix_ops.convert import mix_tokens
 from tokenmix_ops.mixing import Mixing
@@ -62,7 +61,7 @@ class VideoEncoder(nn.Module):
         mix_tokens(tower, num_frames, "spatial", layers="all")
         self.vision_model = tower
         tower.encoder.layers = nn.ModuleList(
-            VideoLayer(cast(BlipEncoderLayer, layer)) for layer in tower.encoder.layers
+            VideoLayer(cast(Any, layer)) for layer in tower.encoder.layers
         )
         if not isinstance(mixing_layers, str | int):
             mixing_layers = tuple(mixing_layers)

@@ -31,11 +31,18 @@ class VideoLayer(BlipEncoderLayer):
         self.drop_path = 0.0
         self.training = original.training
 
-    def forward(self, hidden_states: Tensor, queries: Queries = "all", **_: Any) -> Tensor:
-        """[batch * num_frames, num_tokens, dim] in and out; only [CLS] out for ``"prefix"``."""
+    def forward(
+        self, hidden_states: Tensor, *args: Any, queries: Queries = "all", **kwargs: Any
+    ) -> Tensor:
+        """[batch * num_frames, num_tokens, dim] in and out; only [CLS] out for ``"prefix"``.
+
+        What else transformers passes is the attention's to ignore or refuse.
+        """
         if self.before_attention is not None:
             hidden_states = self.before_attention(hidden_states)
-        attended, _ = self.self_attn(self.layer_norm1(hidden_states), queries=queries)
+        attended, _ = self.self_attn(
+            self.layer_norm1(hidden_states), *args, queries=queries, **kwargs
+        )
         if queries == "prefix":
             hidden_states = hidden_states[:, : attended.shape[1]]
         hidden_states = hidden_states + self._dropped(attended)

@@ -14,11 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from tokenmix_ops import ops
-from tokenmix_ops.compiling import constant, guarded
 from tokenmix_ops.plan import Plan
+from tokenmix_ops.torch_internals import constant, guarded, have_tangent, in_transform
 
 name = "triton"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -65,12 +64,9 @@ def unsupported(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> str | 
         return f"needs tensors on {wanted}, got {query.device}"
     if query.device.type == "cuda" and (old := _too_old(query.device)):
         return old
-    if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack():
+    if not torch.compiler.is_compiling() and in_transform():
         return "has no rules for the transforms of torch.func"
-    # Inside a level of forward-mode derivatives alone can a tensor have a tangent.
-    if forward_ad._current_level >= 0 and any(
-        forward_ad.unpack_dual(t).tangent is not None for t in (query, key, value)
-    ):
+    if have_tangent(query, key, value):
         return "has no forward-mode derivatives"
     return None
 

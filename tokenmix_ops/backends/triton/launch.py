@@ -229,7 +229,7 @@ def _kind(
         num_tokens,
         num_prefix_tokens,
         num_full_tokens,
-        query.dtype == torch.float32 and query.is_cuda and _tf32_is_allowed(),
+        query.dtype == torch.float32 and _tf32_is_allowed(),
     )
 
 

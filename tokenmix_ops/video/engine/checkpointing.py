@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -17,6 +18,8 @@ def checkpoint_layers(model: nn.Module) -> None:
     trainable parameter below or in them keep nothing either way. Raises ValueError if the model
     has no layer that can.
     """
+    # By PyTorch's own means: transformers has renamed its switch, which besides has inputs of
+    # frozen layers require gradients.
     layers: list[Any] = [
         module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)
     ]
@@ -26,5 +29,10 @@ def checkpoint_layers(model: nn.Module) -> None:
             "it off"
         )
     for layer in layers:
-        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
-        layer.gradient_checkpointing = True
+        layer.forward = partial(_forward, layer.forward)
+
+
+def _forward(forward: Any, *args: Any, **kwargs: Any) -> Any:
+    if not forward.__self__.training or not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, **kwargs)

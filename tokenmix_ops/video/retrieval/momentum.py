@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from tokenmix_ops.video.retrieval.retriever import VideoRetriever
 
@@ -52,11 +53,9 @@ class MomentumCopy(nn.Module):
     def update(self, retriever: VideoRetriever) -> None:
         """Moves the copies towards the retriever; to be called after every optimiser update."""
         if self.names:
-            torch._foreach_lerp_(
-                [self.model.get_parameter(name) for name in self.names],
-                [retriever.get_parameter(name) for name in self.names],
-                1 - self.momentum,
-            )
+            average = get_ema_multi_avg_fn(self.momentum)
+            copies = [self.model.get_parameter(name) for name in self.names]
+            average(copies, [retriever.get_parameter(name) for name in self.names], 0)
 
 
 def _serves_matching_only(name: str) -> bool:

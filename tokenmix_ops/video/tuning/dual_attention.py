@@ -38,12 +38,12 @@ class DualAttention(nn.Module):
         self.gate = nn.Parameter(torch.zeros(1))
 
     def forward(
-        self, hidden_states: Tensor, queries: Queries | None = None, **_: Any
+        self, hidden_states: Tensor, *args: Any, queries: Queries | None = None, **kwargs: Any
     ) -> tuple[Tensor, None]:
         """[batch * num_frames, num_tokens, dim] in and out; only [CLS] out for ``"prefix"``."""
         across = hidden_states if self.position is None else self.position(hidden_states)
-        spatial, _weights = self.spatial(hidden_states, queries=queries)
-        temporal, _weights = self.temporal(across, queries=queries)
+        spatial, _weights = self.spatial(hidden_states, *args, queries=queries, **kwargs)
+        temporal, _weights = self.temporal(across, *args, queries=queries, **kwargs)
         return spatial + self.gate.tanh() * temporal, None
 
 
