@@ -47,7 +47,8 @@ def products():
             for backend in BACKENDS:
                 again = backend == "triton" and interpreted and dtype.itemsize == 2 and number % 3
                 marks = pytest.mark.slow if again else ()
-                yield pytest.param(case, dtype, backend, marks=marks, id=f"{case}-{dtype}-{backend}")
+                name = f"{case}-{dtype}-{backend}"
+                yield pytest.param(case, dtype, backend, marks=marks, id=name)
 
 
 @pytest.mark.parametrize(("case", "dtype", "backend"), products())

@@ -149,6 +149,8 @@ raise SystemExit(pytest.main([
 ]))
 """
     environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
+    if capability != "avx512":
+        environment |= {"MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
     environment.pop("PYTEST_XDIST_WORKER", None)
     run = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True

@@ -60,10 +60,11 @@ def test_ratio_pairs_the_rounds():
 
 @pytest.fixture
 def rows(monkeypatch):
+    small = {"batch": 1, "num_tokens": 20, "dim": 16}
     monkeypatch.setattr(suites, "contenders", lambda *sizes: contenders(16, 2, 8))
     real = suites.layer_timings
     monkeypatch.setattr(
-        suites, "layer_timings", lambda layers, **sizes: real(layers, **{**sizes, "dim": 16})
+        suites, "layer_timings", lambda layers, **sizes: real(layers, **{**sizes, **small})
     )
     return suites.layer_suite(rounds=3)
 

@@ -1,10 +1,14 @@
 """The measurements of loading: what they count, their rows, and their table."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 pytest.importorskip("av")
 pytest.importorskip("psutil")
+import psutil
+
 from tokenmix_ops.bench import loading
 from tokenmix_ops.bench.render import TABLES, read_rows
 from tokenmix_ops.video.data.cache import FrameCache
@@ -32,6 +36,9 @@ def test_videos_are_what_they_are_said_to_be(manifest):
 
 def test_rows_come_out_and_become_a_table(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(loading, "LONG", TINY)
+    # Two new interpreters for each round would import PyTorch.
+    seconds = {"fork": iter((0.25, 0.5)), "spawn": iter((9.0, 4.0))}
+    monkeypatch.setattr(loading, "start_seconds", lambda _, start, **frames: next(seconds[start]))
     said = []
     options = {"size": 16, "long": TINY, "short": TINY, "progress": said.append}
     rows = list(loading.loading_rows(tmp_path, clips=40, names=NAMES * 2, rounds=2, **options))
@@ -42,9 +49,10 @@ def test_rows_come_out_and_become_a_table(tmp_path, monkeypatch, capsys):
     ]
     assert all(min(r["rounds"]) <= r["clips_per_second"] <= max(r["rounds"]) for r in speeds)
     starts = [row for row in rows if row["measure"] == "start"]
-    assert [row["start"] for row in starts] == ["fork", "spawn"]
-    # A new interpreter has PyTorch to import.
-    assert starts[0]["seconds"] < starts[1]["seconds"]
+    assert [(row["start"], row["seconds"], row["rounds"]) for row in starts] == [
+        ("fork", 0.38, [0.25, 0.5]),
+        ("spawn", 6.5, [9.0, 4.0]),
+    ]
     for row in rows[-2:]:
         assert set(row["mib"]) == {"10", "50", "100"}
         assert 100 < row["mib"]["10"] <= row["peak_mib"]
@@ -54,7 +62,7 @@ def test_rows_come_out_and_become_a_table(tmp_path, monkeypatch, capsys):
     table = TABLES["loading"](rows)
     assert "| all frames | 2 |" in table
     assert "4 frames a second, from the cache" in table
-    assert f"{starts[1]['seconds']:.1f} s by spawn" in table
+    assert "6.5 s by spawn" in table
     assert TABLES["loading"](rows[:3]).startswith("| clips drawn from")
 
 
@@ -73,21 +81,57 @@ def test_a_pass_fills_the_cache_and_the_next_reads_it(manifest, tmp_path, monkey
     assert [file.stat().st_mtime_ns for file in kept] == stamps
 
 
-def test_memory_counts_what_workers_hold():
-    kind, before = loading.memory_mib()
-    assert kind in ("proportional set", "resident set")
-    held = torch.ones(40 << 18)
-    assert loading.memory_mib()[1] - before == pytest.approx(40, abs=6)
-    del held
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_a_start_is_timed_until_two_workers_have_read(manifest, monkeypatch, start):
+    real, asked = loading._loader, []
+
+    def loader(clips, keys, workers, batch, how):
+        asked.append((keys, workers, batch, how))
+        # A new interpreter would import PyTorch.
+        return real(clips, keys, workers, batch, "fork")
+
+    monkeypatch.setattr(loading, "_loader", loader)
+    assert loading.start_seconds(manifest, start, num_frames=2, size=16) > 0
+    assert asked == [([(0, 0), (0, 1)], 2, 1, start)]
+
+
+class Process:
+    """This process has a child; what they share, a system may count as half of each or twice."""
+
+    def memory_full_info(self):
+        return self.info
+
+    def children(self, recursive):
+        assert recursive
+        return [self]
+
+
+@pytest.mark.parametrize(
+    ("info", "kind", "mib"),
+    [
+        (SimpleNamespace(rss=3 << 20, pss=2 << 20), "proportional set", 4),
+        (SimpleNamespace(rss=3 << 20), "resident set", 6),
+    ],
+)
+def test_memory_is_that_of_all_processes(monkeypatch, info, kind, mib):
+    monkeypatch.setattr(psutil, "Process", type("Process", (Process,), {"info": info}))
+    assert loading.memory_mib() == (kind, mib)
+
+
+def own_mib():
+    """What no other process shares: those beside a test come and go."""
+    both = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    return "unique set", sum(process.memory_full_info().uss for process in both) / 2**20
 
 
 @pytest.mark.parametrize("kept", [False, True])
-def test_memory_does_not_grow_with_the_clips(manifest, tmp_path, kept):
+def test_memory_does_not_grow_with_the_clips(manifest, tmp_path, monkeypatch, kept):
     """Unless memory goes back to the system, the heap of a worker grows by a clip with each."""
+    monkeypatch.setattr(loading, "memory_mib", own_mib)
     cache = FrameCache(tmp_path, 1 << 30) if kept else None
-    row = loading.memory_row(manifest, 240, cache, num_frames=8, size=224)
+    row = loading.memory_row(manifest, 140, cache, num_frames=8, size=224)
     clip_mib = 8 * 3 * 224 * 224 * 4 / 2**20
-    assert row["growth_mib"] < 240 * clip_mib / 6
+    assert row["growth_mib"] < 140 * clip_mib / 24
 
 
 def test_too_few_clips_to_time_are_refused(tmp_path):

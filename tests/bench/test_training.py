@@ -200,6 +200,10 @@ def hasty(monkeypatch):
     monkeypatch.setattr(training, "SIZES", {"cpu": TINY})
     monkeypatch.setattr(training, "FEWEST_ROUNDS", 2)
     monkeypatch.setattr(training, "MOST_ROUNDS", 2)
+    # Garbage is collected after each run: not among all that was imported.
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def test_every_tuning_trains(hasty):

@@ -63,7 +63,7 @@ ODD = [
     ("well-known and/or -- dash – long — dashes", ["well-known dashes"]),
     ("$5 £6 €7 #8 @name &amp; 50%", ["5 dollars", "$ 5"]),
     ("feline sitting on rugs", ["a cat sat on a carpet", "cats sit on rugs"]),
-    ("word " * 300, ["word " * 299 + "end", "a word"]),
+    ("word " * 100, ["word " * 99 + "end", "a word"]),
     ("SCORE EVAL ||| 1 2 3", ["score eval"]),
     ("ﬁ ǅ ß ΑΣ", ["fi ss ας"]),
     ("a kid 's ball rolls .", ["the kid's ball rolls", "a ball"]),
@@ -309,13 +309,13 @@ def test_no_program_outlives_its_process(installed, java_runs, number, moment):
 @needs_java
 @needs_fork
 def test_a_failed_program_is_gone_and_says_why(java_runs, tmp_path):
-    with JavaProgram(JAVA, ["-jar", "none.jar"], tmp_path, "toy", 60) as program:
+    with JavaProgram(JAVA, ["-jar", "none.jar"], tmp_path, "toy", 600) as program:
         program.feed(["x" * 1_000_000], last=True)
         with pytest.raises(JavaMissing, match=r"^toy failed: a file of it is missing.*none\.jar"):
             program.line()
     with (
         pytest.raises(ZeroDivisionError),
-        JavaProgram(JAVA, ["-version"], tmp_path, "toy", 60),
+        JavaProgram(JAVA, ["-version"], tmp_path, "toy", 600),
     ):
         raise ZeroDivisionError
     assert java_runs() == []

@@ -203,9 +203,7 @@ def two_processes(tmp_path_factory, processes):
     def work(out):
         listed = [(out / name, settings, fails) for name, (settings, fails) in jobs.items()]
         with free_port() as port:
-            run_together(
-                [processes.Process(target=rank, args=(i, port, listed)) for i in range(2)]
-            )
+            run_together([processes.Process(target=rank, args=(i, port, listed)) for i in range(2)])
 
     return once(tmp_path_factory, "two_toys", work)
 

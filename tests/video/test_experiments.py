@@ -171,9 +171,7 @@ def two_processes(tmp_path_factory, experiment_folder, processes):
             for name, (_, _, besides) in JOBS.items()
         ]
         with free_port() as port:
-            run_together(
-                [processes.Process(target=rank, args=(i, port, listed)) for i in range(2)]
-            )
+            run_together([processes.Process(target=rank, args=(i, port, listed)) for i in range(2)])
 
     return once(tmp_path_factory, "two_experiments", work)
 

@@ -97,7 +97,8 @@ def started(tmp_path):
     process = start(tmp_path, "'a', 'hang'")
     assert process.stdout.readline() == "a\n"
     (worker,) = workers_of(psutil.Process(process.pid))
-    return process, worker
+    yield process, worker
+    process.kill()
 
 
 def test_workers_die_with_a_parent_that_is_killed(started):

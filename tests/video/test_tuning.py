@@ -517,6 +517,14 @@ class Kept:
         return [index for index, output in enumerate(self.outputs) if output() is not None]
 
 
+@pytest.fixture
+def small_heap():
+    """Garbage is looked for among what a test makes, not among all that was imported."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 def passed(captioner, checkpointed):
     """The loss of a forward pass and what the tower keeps of it."""
     captioner.train()
@@ -543,6 +551,7 @@ def passed(captioner, checkpointed):
     ],
     ids=str,
 )
+@pytest.mark.usefixtures("small_heap")
 def test_below_the_first_tuned_layer_nothing_is_kept(method, settings, first, checkpointed):
     captioner = trained(tuned(method, linear_projection=False, **settings))
     loss, kept = passed(captioner, checkpointed)
@@ -555,6 +564,7 @@ def test_below_the_first_tuned_layer_nothing_is_kept(method, settings, first, ch
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.usefixtures("small_heap")
 def test_with_the_linear_projection_updated_every_layer_is_kept(checkpointed):
     _loss, kept = passed(tuned("token_mixing"), checkpointed)
     if not checkpointed:
