@@ -54,8 +54,7 @@ def products():
 @pytest.mark.parametrize(("case", "dtype", "backend"), products())
 def test_output_and_gradients_agree_with_float64(case, dtype, backend, device):
     skip_unless_computed(backend, case, case.inputs(dtype, device))
-    arithmetic = arithmetic_of(backend, dtype)
-    assert_case_agrees(compute(case, backend), case, dtype, device, arithmetic)
+    assert_case_agrees(compute(case, backend), case, dtype, device, arithmetic_of(backend))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -70,8 +69,7 @@ def test_large_logits_agree_with_float64(kind, gain, dtype, backend, device):
     query, key, value = (t.detach() for t in case.inputs(dtype, device))
     inputs = (4 * query, 4 * key, value)
     skip_unless_computed(backend, case, inputs)
-    arithmetic = arithmetic_of(backend, dtype)
-    assert_agrees(compute(case, backend), case, inputs, arithmetic=arithmetic)
+    assert_agrees(compute(case, backend), case, inputs, arithmetic=arithmetic_of(backend))
 
 
 @settings(max_examples=150)

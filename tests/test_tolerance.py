@@ -21,12 +21,21 @@ from hypothesis import given, settings
 
 import tokenmix_ops as tm
 from tokenmix_ops.testing import CASES, Case, output_and_gradients
-from tokenmix_ops.tolerance import FUSED, Arithmetic, error_budget, growth, rms_error, rms_limit
+from tokenmix_ops.tolerance import (
+    FUSED,
+    MEAN_SQUARE,
+    Arithmetic,
+    error_budget,
+    growth,
+    rms_error,
+    rms_limit,
+)
 
 HALF = (torch.bfloat16, torch.float16)
 COMPOSED = Arithmetic(composed=True)
 WORK = Case(tm.Mixing.released(), batch=1, num_frames=4, num_tokens=50, num_heads=2, head_dim=32)
 """Large enough that one key of 53 is a small part of the output."""
+MANY_FRAMES = Case(tm.Mixing.joint(), batch=1, num_frames=24, num_tokens=6, num_heads=2)
 BY_FRAME = [c for c in CASES if c.mixing.kind != "temporal" and c.layout != "selected"]
 
 
@@ -71,7 +80,7 @@ def test_exact_values_of_any_case_are_those_of_the_definition(case):
 
 @pytest.mark.parametrize("size", [1.0, 4.0], ids=["", "large logits"])
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
-@pytest.mark.parametrize("case", [WORK, *BY_FRAME[:-1:3]], ids=str)
+@pytest.mark.parametrize("case", [WORK, MANY_FRAMES, *BY_FRAME[:-1:3]], ids=str)
 def test_a_right_kernel_passes_with_an_exponential_off_by_2_ulp(case, dtype, size):
     check(emulated(case), case, inputs_of(case, dtype, size))
 
@@ -80,14 +89,50 @@ def test_a_right_kernel_passes_with_an_exponential_off_by_2_ulp(case, dtype, siz
     ("fault", "dtype"), [(fault, getattr(torch, d)) for fault, ds in FAULTS.items() for d in ds]
 )
 def test_a_planted_fault_fails(fault, dtype):
+    case = MANY_FRAMES if "of frames" in fault else WORK
+
     def passes(size):
         try:
-            check(emulated(WORK, fault), WORK, inputs_of(WORK, dtype, size))
+            check(emulated(case, fault), case, inputs_of(case, dtype, size))
         except AssertionError:
             return False
         return True
 
     assert not (passes(1.0) and passes(4.0))
+
+
+def offset(case, dtype, by):
+    query, key, value = inputs_of(case, dtype)
+    return query, key, value + by
+
+
+EXTREMES = {
+    "weights below the smallest normal number": lambda dtype: inputs_of(WORK, dtype, 16.0),
+    "weights of 0 and 1 alone": lambda dtype: inputs_of(WORK, dtype, 100.0),
+    "equal logits": lambda dtype: inputs_of(WORK, dtype, 0.0),
+    "values far from zero": lambda dtype: offset(WORK, dtype, 100.0),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
+@pytest.mark.parametrize("extreme", EXTREMES)
+def test_right_computations_of_extreme_inputs_pass(extreme, dtype):
+    inputs = EXTREMES[extreme](dtype)
+    check(emulated(WORK), WORK, inputs)
+    check(compute(WORK, "eager"), WORK, inputs, COMPOSED)
+
+
+@pytest.mark.parametrize("size", [1e-2, 1e-4, 1e-6])
+def test_gradients_that_underflow_float16_pass(size):
+    inputs = inputs_of(WORK, torch.float16)
+    output_grad = size * some_output_grad(inputs[0])
+    found = output_and_gradients(emulated(WORK), inputs, output_grad)
+    assert_within(expected(WORK, inputs, output_grad), found, torch.float16)
+
+
+def test_a_token_in_many_slots_passes():
+    case = Case(tm.Mixing.from_index([5] * 60 + [7]), batch=1, num_heads=1)
+    check(compute(case, "eager"), case, inputs_of(case, torch.float32), COMPOSED)
 
 
 @pytest.mark.parametrize("way", [gather_and_sdpa, oracle])
@@ -110,7 +155,7 @@ def test_an_exact_zero_allows_nothing():
 def test_luck_of_plain_pytorch_does_not_tighten_the_limit():
     exact = torch.linspace(1, 2, 100, dtype=torch.float64)
     lucky, usual = exact.float(), (exact * (1 + 1e-3)).float()
-    one_rounding = 2**-24 * float(exact.square().mean().sqrt()) / 3**0.5
+    one_rounding = 2**-24 * float(exact.square().mean().sqrt()) * MEAN_SQUARE**0.5
     assert rms_limit(exact, lucky) == pytest.approx(2 * one_rounding)
     assert rms_limit(exact, lucky, mean_square=1e-6) == pytest.approx(2e-3)
     assert rms_limit(exact, usual, mean_square=1e-12) == 2 * rms_error(usual, exact)

@@ -19,6 +19,10 @@ from tokenmix_ops.plan import Plan
 CONFIDENCE = 6.0
 """Standard deviations that the roundings of a sum may add up to: one sum in 10^8 exceeds them."""
 
+MEAN_SQUARE = 0.18
+"""Average square of a relative rounding error, in squared unit roundoffs: a third for numbers just
+above a power of two, less and less towards the next, weighted as sizes of products are spread."""
+
 
 @dataclass(frozen=True)
 class Arithmetic:
@@ -30,13 +34,11 @@ class Arithmetic:
 
     Args:
         composed: whether such intermediate tensors exist.
-        stored_ulp: largest error of storing a number, in units in the last place (ulp).
-        exponential_ulp: largest error of the exponential, in ulp of the sums' dtype: 2 is what
-            NVIDIA states for ``ex2.approx.f32``.
+        exponential_ulp: largest error of the exponential, in units in the last place of the sums'
+            dtype: 2 is what NVIDIA states for ``ex2.approx.f32``.
     """
 
     composed: bool = False
-    stored_ulp: float = 0.5
     exponential_ulp: float = 2.0
 
 
@@ -72,7 +74,7 @@ def rms_limit(exact: Tensor, plain: Tensor, mean_square: float = 0.0) -> float:
     """
     rounding = torch.finfo(plain.dtype).eps / 2
     mean = float(exact.detach().square().mean()) if exact.numel() else 0.0
-    one_rounding = rounding * math.sqrt(mean / 3)
+    one_rounding = rounding * math.sqrt(MEAN_SQUARE * mean)
     return 2 * max(rms_error(plain, exact), one_rounding, math.sqrt(mean_square))
 
 
@@ -95,6 +97,8 @@ def error_budget(
     arithmetic: Arithmetic = FUSED,
 ) -> dict[str, Budget]:
     """Budgets of "output", "query gradient", "key gradient" and "value gradient".
+
+    Holds for inputs whose products neither overflow nor underflow the dtype of the sums.
 
     Args:
         query, output_grad: [batch, num_frames, num_queries, num_heads, head_dim].
@@ -131,6 +135,9 @@ def error_budget(
                 limit = part.limit + growth(uses) * rounding.stored * part.exact.abs()
                 part = rounding.store(_Tracked(part.exact, limit, part.variance))
             total.add_rows(index[row], part)
+    for total in (key_grad, value_grad):
+        # Sums over rows: of parts of one sign, the squares of partial sums add up to a third.
+        total.variance.add_(MEAN_SQUARE * rounding.summed**2 * uses / 3 * total.exact.square())
     names = ("output", "query gradient", "key gradient", "value gradient")
     found = (output, query_grad, rounding.store(key_grad), rounding.store(value_grad))
     shapes = (query.shape, query.shape, key.shape, value.shape)
@@ -169,7 +176,9 @@ class _Tracked:
     def add_rows(self, rows: Tensor, part: _Tracked) -> None:
         self.exact.index_add_(1, rows, part.exact)
         self.limit.index_add_(1, rows, part.limit)
-        self.variance.index_add_(1, rows, part.variance)
+        # A token in several slots of one row has the same errors in each: they add up in full.
+        deviation = torch.zeros_like(self.variance).index_add_(1, rows, part.variance.sqrt())
+        self.variance.add_(deviation.square())
 
     def budget(self, shape: torch.Size) -> Budget:
         mean_square = float(self.variance.mean()) if self.variance.numel() else 0.0
@@ -191,8 +200,8 @@ class _Rounding:
     def of(cls, dtype: torch.dtype, arithmetic: Arithmetic) -> _Rounding:
         storage, sums = torch.finfo(dtype), torch.finfo(torch.promote_types(dtype, torch.float32))
         return cls(
-            stored=arithmetic.stored_ulp * storage.eps,
-            stored_underflow=arithmetic.stored_ulp * storage.eps * storage.smallest_normal,
+            stored=storage.eps / 2,
+            stored_underflow=storage.eps / 2 * storage.smallest_normal,
             summed=sums.eps / 2,
             exponential=arithmetic.exponential_ulp * sums.eps,
             exponential_underflow=sums.smallest_normal,
@@ -202,16 +211,18 @@ class _Rounding:
         """After a rounding to the dtype of the inputs. What is surely zero stays zero."""
         inexact = (x.limit > 0) | (x.exact != 0)
         limit = x.limit + self.stored * (x.exact.abs() + x.limit) + self.stored_underflow * inexact
-        return _Tracked(x.exact, limit, x.variance + self.stored**2 / 3 * x.exact.square())
+        variance = MEAN_SQUARE * self.stored**2 * x.exact.square()
+        # Below the smallest normal number the error is uniform.
+        variance = variance + self.stored_underflow**2 / 3 * inexact
+        return _Tracked(x.exact, limit, x.variance + variance)
 
 
 @dataclass(frozen=True)
 class _Sums:
     """The formulas of attention and of its gradients, with their roundings.
 
-    A variance counts each rounding as uniform, a third of its largest square, and the partial sums
-    of n terms as a random walk. In equations b is the batch, n the queries, m the keys, h the heads
-    and d head_dim.
+    A variance counts each rounding as independent, and the partial sums as a random walk. In
+    equations b is the batch, n the queries, m the keys, h the heads and d head_dim.
 
     Args:
         gained: relative error of storing keys that carry the gain.
@@ -239,9 +250,17 @@ class _Sums:
         delta = self.product("bnhd,bnhd->bhn", output, do, head_dim)
         logit_grads = store(self.times(self.of_softmax(weights, slopes, delta), factor))
         query_grad = self.product("bhnm,bmhd->bnhd", logit_grads, k, num_keys, self.gained)
+        # All slopes of a query share the error of its delta.
+        of_delta = torch.einsum("bhnm,bmhd->bnhd", weights.exact * factor, k).square()
+        variance = query_grad.variance + of_delta * delta.variance.transpose(1, 2)[..., None]
+        query_grad = _Tracked(query_grad.exact, query_grad.limit, variance)
         key_grad = self.product("bhnm,bnhd->bmhd", logit_grads, q, self.num_uses)
         value_grad = self.product("bhnm,bnhd->bmhd", stored_weights, do, self.num_uses)
         return output, store(query_grad), key_grad, value_grad
+
+    def mean_square(self, terms: int, stored: float = 0.0) -> float:
+        """Of a sum's relative error; half of its roundings count, as those of a random walk do."""
+        return MEAN_SQUARE * (self.rounding.summed**2 * terms / 2 + stored**2)
 
     def product(
         self, equation: str, x: _Tracked, y: Tensor, terms: int, y_error: float = 0.0
@@ -256,7 +275,7 @@ class _Sums:
         return _Tracked(
             sums(x.exact, y),
             sums(x.limit, y.abs()) + (unit * (growth(terms) + 1) + y_error) * size,
-            sums(x.variance, y.square()) + (unit**2 * terms / 6 + y_error**2 / 3) * squares,
+            sums(x.variance, y.square()) + self.mean_square(terms + 1, y_error) * squares,
         )
 
     def times(self, x: _Tracked, factor: Tensor) -> _Tracked:
@@ -264,7 +283,9 @@ class _Sums:
         unit = 2 * self.rounding.summed
         exact = x.exact * factor
         limit = x.limit * factor.abs() + unit * exact.abs()
-        return _Tracked(exact, limit, x.variance * factor.square() + unit**2 / 3 * exact.square())
+        return _Tracked(
+            exact, limit, x.variance * factor.square() + self.mean_square(4) * exact.square()
+        )
 
     def softmax(self, logits: _Tracked) -> _Tracked:
         """Over the last dimension; the largest logit, or the logarithm of the sum, is subtracted.
@@ -278,11 +299,16 @@ class _Sums:
         own = logits.limit + unit * (logits.exact.abs() + largest) + exponential
         total = unit * (growth(num_keys) + 3 + largest + math.log(num_keys))
         shared = (weights * own).sum(-1, keepdim=True) + total
-        relative = logits.variance + unit**2 / 3 * logits.exact.square() + exponential**2
+        # The exponential as a float64 number must not overflow; a weight is at most 1 off anyway.
+        growth_of = torch.expm1((own + shared).clamp_max(100.0))
+        limit = weights * growth_of + self.rounding.exponential_underflow * (1 + growth_of)
+        relative = logits.variance + self.mean_square(2) * logits.exact.square()
+        relative = relative + self.rounding.exponential**2 / 3
+        farthest = torch.maximum(weights, 1 - weights) + 4 * unit
         return _Tracked(
             weights,
-            (weights + self.rounding.exponential_underflow) * torch.expm1(own + shared),
-            weights.square() * relative,
+            torch.minimum(limit, farthest),
+            torch.minimum(weights.square() * relative, farthest.square()),
         )
 
     def of_softmax(self, weights: _Tracked, slopes: _Tracked, delta: _Tracked) -> _Tracked:
@@ -291,7 +317,8 @@ class _Sums:
         difference = slopes.exact - delta.exact.unsqueeze(-1)
         sizes = slopes.exact.abs() + delta.exact.abs().unsqueeze(-1)
         limit = slopes.limit + delta.limit.unsqueeze(-1) + unit * sizes
-        variance = slopes.variance + delta.variance.unsqueeze(-1) + unit**2 / 3 * sizes.square()
+        variance = slopes.variance + delta.variance.unsqueeze(-1)
+        variance = variance + self.mean_square(2) * sizes.square()
         exact = weights.exact * difference
         return _Tracked(
             exact,
