@@ -4,7 +4,11 @@ VENV ?= .venv
 TORCH ?= $(LOCKED_TORCH)
 LOCKED_TORCH := torch==2.13.0
 BIN := $(VENV)/bin
+# What resolves versions, apart: it must run where the lock itself cannot be installed.
+TOOLS := .venv-tools
 
+# Environments share the source tree, where an editable installation writes.
+.NOTPARALLEL:
 .PHONY: help demo test test-all test-versions test-floor test-newest lock check format bench clean FORCE
 
 help: ## Shows this list
@@ -24,8 +28,8 @@ test-versions: test-floor test-newest ## Tests third-party interfaces at the low
 test-floor test-newest: test-%: .venv-%/ready ## The same at one end
 	.venv-$*/bin/python -m pytest -n auto -m interfaces
 
-lock: $(VENV)/packages ## Writes requirements.lock with the newest versions that pyproject.toml allows
-	$(BIN)/python tools/lock.py lock "$(LOCKED_TORCH)" requirements.lock
+lock: $(TOOLS)/ready ## Writes requirements.lock with the newest versions that pyproject.toml allows
+	$(TOOLS)/bin/python tools/lock.py lock "$(LOCKED_TORCH)" requirements.lock
 
 check: $(VENV)/ready ## Formatting, lint, types, import floors, rendered numbers
 	$(BIN)/ruff format --check .
@@ -42,34 +46,53 @@ bench: $(VENV)/ready ## Measures, and renders the rows of data into the README
 	$(BIN)/tokenmix bench
 
 clean: ## Removes the environments and what the demo wrote
-	rm -rf $(VENV) .venv-floor .venv-newest demo_out
+	rm -rf $(VENV) $(TOOLS) .venv-floor .venv-newest demo_out
 
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
-# $(call packages,folder,pins): an environment of these versions, except where torch excludes one.
-define packages
+# $(call new,folder): an empty environment.
+define new
 	@$(PYTHON) -c 'import sys; sys.version_info < (3, 11) and sys.exit("expected Python >= 3.11, which \
 	PyAV needs, got " + sys.version.split()[0] + ": choose one with PYTHON=")'
 	$(PYTHON) -m venv --clear $(1)
+endef
+
+# $(call packages,folder,pins): an environment of these versions, except where torch excludes one.
+define packages
+	$(call new,$(1))
 	$(1)/bin/python $(PIP_INSTALL) --no-deps --constraint $(2) setuptools packaging "$(TORCH)"
 	$(1)/bin/python tools/lock.py fit $(2) > $(1)/pins.txt
 	$(1)/bin/python $(PIP_INSTALL) --requirement $(1)/pins.txt torch
 endef
 project := $(PIP_INSTALL) --no-deps --no-build-isolation --editable .
 
-$(VENV)/packages: requirements.lock
+# $(call of_torch,stamp): FORCE if the environment of that stamp was built with another torch.
+of_torch = $(if $(filter-out $(TORCH),$(shell cat $(1) 2>/dev/null)),FORCE)
+
+$(VENV)/packages: requirements.lock $(call of_torch,$(VENV)/packages)
 	$(call packages,$(VENV),requirements.lock)
-	touch $@
+	echo "$(TORCH)" > $@
 
 $(VENV)/ready: $(VENV)/packages pyproject.toml setup.py
 	$(BIN)/python $(project)
 	touch $@
 
-.venv-%/ready: $(VENV)/%.txt pyproject.toml setup.py
+.venv-floor/packages .venv-newest/packages: .venv-%/packages: $(TOOLS)/%.txt
 	$(call packages,.venv-$*,$<)
+	echo "$(TORCH)" > $@
+
+.venv-floor/packages: $(call of_torch,.venv-floor/packages)
+.venv-newest/packages: $(call of_torch,.venv-newest/packages)
+
+.venv-floor/ready .venv-newest/ready: .venv-%/ready: .venv-%/packages pyproject.toml setup.py
 	.venv-$*/bin/python $(project)
 	touch $@
 
+$(TOOLS)/ready:
+	$(call new,$(TOOLS))
+	$(TOOLS)/bin/python $(PIP_INSTALL) "packaging>=24" "uv>=0.9"
+	touch $@
+
 # The index is asked each time; the file changes, and the environment is rebuilt, only if its answer did.
-$(VENV)/floor.txt $(VENV)/newest.txt: $(VENV)/%.txt: $(VENV)/packages FORCE
-	$(BIN)/python tools/lock.py $* "$(LOCKED_TORCH)" $@
+$(TOOLS)/floor.txt $(TOOLS)/newest.txt: $(TOOLS)/%.txt: $(TOOLS)/ready FORCE
+	$(TOOLS)/bin/python tools/lock.py $* "$(LOCKED_TORCH)" $@

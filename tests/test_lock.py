@@ -1,6 +1,7 @@
 """The lock holds what pyproject.toml asks for, and leaves to torch what is torch's choice."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,12 @@ def test_every_pin_is_exact_and_none_is_of_what_torch_chooses(lock, pins):
         assert [each.operator for each in pin.specifier] == ["=="], pin
         assert pin.url is None
         assert not lock.TORCH_CHOOSES.match(f"{pin.name}=="), pin
+
+
+def test_the_lock_goes_with_the_torch_that_make_installs(lock):
+    header = lock.LOCK.read_text().splitlines()[0]
+    (torch,) = re.findall(r"^LOCKED_TORCH := (\S+)$", (lock.ROOT / "Makefile").read_text(), re.M)
+    assert f"for {torch}," in header, "run make lock"
 
 
 def test_a_build_of_torch_outdoes_the_pins_that_it_excludes_and_no_others(lock):

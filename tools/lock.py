@@ -70,8 +70,10 @@ def resolve(requirements, torch, out, *options):
     command += ["--overrides", str(overrides), "--only-binary", ":all:", "--no-python-downloads"]
     command += ["--quiet", "--no-header", "--no-annotate", *options]
     asked = "".join(f"{each}\n" for each in [torch, *requirements])
-    run = subprocess.run(command, input=asked, text=True, capture_output=True, cwd=ROOT)
-    overrides.unlink()
+    try:
+        run = subprocess.run(command, input=asked, text=True, capture_output=True, cwd=ROOT)
+    finally:
+        overrides.unlink()
     if run.returncode:
         raise Unresolved(
             "uv found no versions for these requirements (it asks PyPI, or the index that "
@@ -147,12 +149,13 @@ def main():
         else:
             draft = arguments.out.with_suffix(".draft")
             draft.unlink(missing_ok=True)
-            arguments.make(arguments.torch, draft)
-            old = arguments.out.read_text() if arguments.out.exists() else None
-            if draft.read_text() == old:
-                draft.unlink()
-            else:
-                os.replace(draft, arguments.out)
+            try:
+                arguments.make(arguments.torch, draft)
+                old = arguments.out.read_text() if arguments.out.exists() else None
+                if draft.read_text() != old:
+                    os.replace(draft, arguments.out)
+            finally:
+                draft.unlink(missing_ok=True)
     except (Unresolved, OSError, importlib.metadata.PackageNotFoundError) as error:
         sys.exit(f"{parser.prog} {arguments.command}: {error}")
 
