@@ -90,7 +90,7 @@ $(VENV)/ready: $(VENV)/packages pyproject.toml setup.py
 
 $(TOOLS)/ready:
 	$(call new,$(TOOLS))
-	$(TOOLS)/bin/python $(PIP_INSTALL) "packaging>=24" "uv>=0.9"
+	$(TOOLS)/bin/python $(PIP_INSTALL) "packaging>=24.2" "uv>=0.9"
 	touch $@
 
 # The index is asked each time; the file changes, and the environment is rebuilt, only if its answer did.

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 from recorded_calls import assert_answered_alike, pass_besides, record
@@ -624,6 +625,15 @@ WRONG_INPUTS = {
     "causal": (lambda layer, x: layer(x, is_causal=True), "is_causal"),
     "other keys": (lambda layer, x: layer(x, x.clone(), x), "a second tensor"),
     "mask in second place": (lambda layer, x: layer(x, torch.ones(1)), "a second tensor"),
+    "tokens as mask": (lambda layer, x: layer(x, attention_mask=x), "attention_mask"),
+    "tokens in fourth place": (lambda layer, x: layer(x, x, x, x), "a second tensor"),
+    "array in second place": (lambda layer, x: layer(x, np.ones(1)), "a second tensor"),
+    "array": (lambda layer, x: layer(x, bias=np.ones(1)), "bias"),
+    "tensor deep inside": (lambda layer, x: layer(x, more=[{"a": (1, x)}]), "more"),
+    "list as mask": (lambda layer, x: layer(x, attn_mask=[[0, 1]]), "attn_mask"),
+    "object as mask": (lambda layer, x: layer(x, block_mask=object()), "block_mask"),
+    "heads": (lambda layer, x: layer(x, head_mask=[1.0, 0.0, 1.0]), "head_mask"),
+    "causal as a number": (lambda layer, x: layer(x, is_causal=1), "is_causal"),
 }
 
 
@@ -640,6 +650,7 @@ def test_masks_and_other_keys_are_refused(wrong):
     output, weights = layer(tokens, attention_mask=None, is_causal=False, num_frames=FRAMES)
     assert output.shape == tokens.shape
     assert weights is None
+    layer(tokens, None, None, [None, (1, "a")], attn_mask=None, is_causal=0, more={"a": [2.0]})
 
 
 SUPPORTED = (
@@ -879,7 +890,14 @@ def block_family():
 def test_other_tensors_are_refused_whatever_they_are_called():
     model = tm.mix_tokens(Block(), FRAMES)
     tokens = torch.randn(VIDEOS * FRAMES, 10, DIM)
-    model(tokens, need_weights=False, attn_mask=None)
+    plain = model(tokens, need_weights=False, attn_mask=None)
+    for args, named in (((), ("key", "value")), ((tokens,), ("value",)), ((), ("query",))):
+        output, _ = model.attn(tokens, *args, **dict.fromkeys(named, tokens))
+        assert torch.equal(output, plain)
+    with pytest.raises(ValueError, match="got key_padding_mask"):
+        model(tokens, key_padding_mask=tokens)
+    with pytest.raises(ValueError, match="got other"):
+        model.attn(tokens, other=tokens)
     for name in ("attn_mask", "key_padding_mask", "position_embeddings"):
         with pytest.raises(
             ValueError, match=f"takes no attention mask and no other keys, got {name}"

@@ -11,26 +11,44 @@ from typing import Any
 
 from torch import Tensor
 
+_ARRAYS: tuple[type, ...] = (Tensor,)
+try:
+    import numpy
+except ModuleNotFoundError:
+    pass
+else:
+    _ARRAYS += (numpy.ndarray,)
+
 
 def refuse_others(
-    layer: str, tokens: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]
+    layer: str, tokens: Tensor | None, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> None:
     """Raises ValueError, naming the ``layer``, for arguments that could change its result.
 
-    Those are all tensors but ``tokens`` itself, for each may be a mask, other keys, or position
-    embeddings; and ``is_causal``.
+    Those are whatever has "mask" in its name and is not None; ``is_causal``; and tensors and NumPy
+    arrays, also inside tuples, lists and dictionaries, for each may be a mask, other keys, or
+    position embeddings. ``tokens`` themselves may come again as query, key and value, by name or in
+    the two places after the tokens, as `torch.nn.MultiheadAttention` is called; pass None for a
+    layer whose keys come from elsewhere.
     """
-    given = [name for name, value in kwargs.items() if _holds_tensor(value, tokens)]
-    given += ["is_causal"] * (kwargs.get("is_causal") is True)
-    given += ["a second tensor" for value in args if _holds_tensor(value, tokens)]
+    given = [name for name, value in kwargs.items() if _could_matter(name, value, tokens)]
+    others = [value for place, value in enumerate(args) if place > 1 or value is not tokens]
+    given += ["a second tensor" for value in others if _holds_array(value)]
     if given:
         raise ValueError(
             f"{layer} takes no attention mask and no other keys, got {', '.join(given)}"
         )
 
 
-def _holds_tensor(value: Any, tokens: Tensor) -> bool:
-    if isinstance(value, dict):
+def _could_matter(name: str, value: Any, tokens: Tensor | None) -> bool:
+    if value is None or (name in ("query", "key", "value") and value is tokens):
+        return False
+    return "mask" in name or _holds_array(value) or (name == "is_causal" and bool(value))
+
+
+def _holds_array(value: Any) -> bool:
+    if isinstance(value, Mapping):
         value = list(value.values())
-    values = value if isinstance(value, tuple | list) else (value,)
-    return any(isinstance(v, Tensor) and v is not tokens for v in values)
+    if isinstance(value, tuple | list):
+        return any(_holds_array(part) for part in value)
+    return isinstance(value, _ARRAYS)

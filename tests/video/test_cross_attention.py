@@ -168,6 +168,28 @@ def test_the_cache_of_past_keys_stays_without_the_videos():
     assert past.cross_attention_cache.get_seq_length() == 0
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_mask_is_refused_whatever_it_hides_and_places_of_words_are_not(compiled):
+    _, ours = layers()
+    tokens, hidden = random(VIDEOS, TOKENS, WIDTH), random(VIDEOS, LENGTH, DIM)
+    wanted, _ = ours(hidden, encoder_hidden_states=tokens)
+    torch.compiler.reset()
+    call = torch.compile(ours, backend="eager") if compiled else ours
+    seen = torch.ones(VIDEOS, TOKENS, dtype=torch.bool)
+    for mask in (seen, torch.zeros(VIDEOS, 1, 1, TOKENS), ~seen, seen.tolist(), seen.numpy()):
+        with pytest.raises(ValueError, match="no attention mask and no other keys, got a_mask"):
+            call(hidden, encoder_hidden_states=tokens, a_mask=mask)
+    for args in ((hidden,), (None, seen)):
+        with pytest.raises(ValueError, match="got a second tensor"):
+            call(hidden, *args, encoder_hidden_states=tokens)
+    with pytest.raises(ValueError, match="got position_ids"):
+        call(hidden, encoder_hidden_states=tokens, position_ids=torch.ones(LENGTH))
+    call = torch.compile(ours, backend="eager", fullgraph=True) if compiled else ours
+    places = dict.fromkeys(("cache_position", "position_ids"), torch.arange(LENGTH))
+    given, _ = call(hidden, None, encoder_hidden_states=tokens, attention_mask=None, **places)
+    assert max_error(given, wanted) < 1e-12
+
+
 def test_what_cannot_be_is_refused():
     _, ours = layers()
     tokens, hidden = random(VIDEOS, TOKENS, WIDTH), random(VIDEOS + 1, LENGTH, DIM)

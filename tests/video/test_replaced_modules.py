@@ -1,13 +1,18 @@
 """Modules of this package inside transformers' models: how they are called, now and one day."""
 
 import copy
+import io
+import pickle
 from types import SimpleNamespace
 
 import caption_models
+import numpy as np
 import pytest
 import retrieval_models
 import torch
 from recorded_calls import Call, assert_answered_alike, pass_besides, record
+from torch.nn.attention.flex_attention import create_block_mask
+from transformers import DynamicCache, EncoderDecoderCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tokenmix_ops.bench.published import as_published
@@ -88,6 +93,10 @@ def run(task, model, videos):
     return found
 
 
+def hidden_states_of(call):
+    return call.args[0] if call.args else call.kwargs["hidden_states"]
+
+
 def tokens(task):
     width = 24 if task == "captioning" else 16
     generator = torch.Generator().manual_seed(2)
@@ -125,10 +134,11 @@ def test_arguments_of_versions_to_come_change_nothing(recorded):
         wanted = module(*call.args, **call.kwargs)
         wanted = wanted[0] if isinstance(wanted, tuple) else wanted
         more = dict(some_future_name=None, a_cache=SimpleNamespace(keys=tokens("retrieval")))
-        more |= dict(a_flag=True, a_number=3, is_causal=False)
+        more |= dict(a_flag=True, a_number=3, is_causal=0, a_mask=None, some=[(1, None), {}])
         if isinstance(module, CrossAttention):
-            more |= dict(cache_position=torch.arange(3), position_ids=torch.arange(3))
-            more |= dict(a_mask=torch.ones(2, 10).bool(), another_mask=torch.zeros(2, 1, 1, 10))
+            # Without values: whoever looked at one would wait for the GPU.
+            places = torch.arange(3, device="meta")
+            more |= dict(cache_position=places, position_ids=places)
         given = module(*call.args, None, **call.kwargs, **more)
         assert torch.equal(given[0] if isinstance(given, tuple) else given, wanted)
 
@@ -162,6 +172,7 @@ def test_a_renamed_argument_breaks_nothing(kind):
 def test_what_could_change_the_result_is_refused(recorded):
     _, modules = recorded
     hides = torch.tensor([[True] * 9 + [False]])
+    deep = {"a": [(None, torch.ones(10))]}
     for module, calls in modules.values():
         call = calls[0]
         known = {n: v for n, v in call.kwargs.items() if n != "attention_mask"}
@@ -169,16 +180,29 @@ def test_what_could_change_the_result_is_refused(recorded):
             "attention_mask": hides,
             "encoder_attention_mask": torch.where(hides, 0.0, -1e9),
             "some_future_mask": hides.long(),
+            "mask_that_hides_nothing": torch.ones(1, 10, dtype=torch.bool, device="meta"),
+            "mask_of_zeros": torch.zeros(1, 1, 1, 10),
+            "block_mask": create_block_mask(lambda b, h, q, k: q >= k, 1, 1, 128, 128, "cpu"),
+            "numpy_mask": hides.numpy(),
+            "list_mask": hides.tolist(),
+            "head_mask": [1.0, 0.0],
+            "mask_of_tokens": hidden_states_of(call),
+            "some_array": np.ones(10),
+            "some_arrays": [{"a": np.ones(10)}],
+            "some_future_name": deep,
             "position_embeddings": (torch.ones(10), torch.ones(10)),
             "other_states": tokens("retrieval"),
             "is_causal": True,
         }.items():
             with pytest.raises(
-                ValueError, match=f"no attention mask and no other keys, got {name}"
+                ValueError, match=f"no attention mask and no other keys, got {name}$"
             ):
                 module(*call.args, **known, **{name: value})
-        with pytest.raises(ValueError, match="got a second tensor"):
-            module(call.args[0], hides, **known)
+        with pytest.raises(ValueError, match="got is_causal"):
+            module(*call.args, **known, is_causal=1)
+        for value in (hides, hides.numpy(), [deep]):
+            with pytest.raises(ValueError, match="got a second tensor"):
+                module(hidden_states_of(call), value, **known)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -206,6 +230,7 @@ def test_only_these_kinds_stand_in_transformers_models(task, method):
 def test_every_layer_is_computed_twice_where_gradients_are_checkpointed(task):
     model = video_model(task).train()
     checkpoint_layers(model)
+    checkpoint_layers(model)
     layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     assert len(layers) == 4
     # Not the last part of a layer, within which computing again may stop.
@@ -216,9 +241,7 @@ def test_every_layer_is_computed_twice_where_gradients_are_checkpointed(task):
         for found in calls.values():
             found.clear()
         videos = model.encoder(pixels(task).unflatten(0, (-1, 2))).tokens.flatten(1, 2)
-        # As the captioner has it: a second computation would add to a cache.
-        cache = dict(use_cache=False) if task == "captioning" else {}
-        return text_model(model)(IDS, encoder_hidden_states=videos, **cache)[0]
+        return text_model(model)(IDS, encoder_hidden_states=videos)[0]
 
     step().sum().backward()
     assert [len(found) for found in calls.values()] == [2] * 4
@@ -232,6 +255,114 @@ def test_every_layer_is_computed_twice_where_gradients_are_checkpointed(task):
     assert torch.equal(step(copied), step())
     torch.nn.init.ones_(copied.encoder.layers[0].mlp.fc2.bias)
     assert not torch.equal(step(copied), step())
+    copied.train()
+    step(copied).sum().backward()
+    assert [len(found) for found in calls.values()] == [2] * 4
+
+
+class Keeping(GradientCheckpointingLayer):
+    """A layer that notes what it is called with."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(3))
+        self.seen = []
+
+    def forward(self, hidden_states, *args, **kwargs):
+        self.seen.append((args, kwargs))
+        return hidden_states * self.weight
+
+
+def test_a_second_time_changes_nothing():
+    layer = Keeping()
+    checkpoint_layers(layer)
+    forward = layer.forward
+    checkpoint_layers(layer)
+    assert layer.forward is forward
+    model = torch.nn.Sequential(layer, Keeping())
+    checkpoint_layers(model)
+    assert layer.forward is forward
+    model(torch.ones(3)).sum().backward()
+    assert [len(part.seen) for part in model] == [2, 2]
+
+
+@pytest.mark.parametrize("cache", [DynamicCache(), EncoderDecoderCache(*[DynamicCache()] * 2)])
+def test_a_layer_that_is_computed_twice_gets_no_cache(cache):
+    layer = Keeping()
+    checkpoint_layers(layer)
+
+    def call():
+        layer.seen.clear()
+        return layer(torch.ones(3), cache, 2, use_cache=True, some_future_cache=cache, more=3)
+
+    call().sum().backward()
+    none = (None, 2), dict(use_cache=False, some_future_cache=None, more=3)
+    assert layer.seen == [none] * 2
+    kept = (cache, 2), dict(use_cache=True, some_future_cache=cache, more=3)
+    with torch.no_grad():
+        call()
+    assert layer.seen == [kept]
+    layer.eval()
+    call().sum().backward()
+    assert layer.seen == [kept]
+
+
+def test_a_text_decoder_asked_for_a_cache_has_the_same_gradients():
+    gradients = []
+    for checkpointed in (False, True):
+        text = text_model(video_model("captioning")).train()
+        if checkpointed:
+            checkpoint_layers(text)
+        output = text(IDS, encoder_hidden_states=tokens("captioning"), use_cache=True)
+        output.logits.square().sum().backward()
+        gradients.append({name: p.grad for name, p in text.named_parameters()})
+    plain, checkpointed = gradients
+    for name, gradient in plain.items():
+        assert max_error(checkpointed[name], gradient) < TOLERANCE, name
+
+
+def through_file(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+WAYS_TO_COPY = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda model: pickle.loads(pickle.dumps(model)),
+    "file": through_file,
+}
+
+
+@pytest.mark.parametrize("way", WAYS_TO_COPY)
+def test_copies_of_checkpointed_layers_stand_alone(way):
+    model = torch.nn.Sequential(Keeping(), Keeping()).train()
+    checkpoint_layers(model)
+    copied = WAYS_TO_COPY[way](model)
+    checkpoint_layers(copied)
+    model.eval()
+    torch.nn.init.zeros_(copied[1].weight)
+    copied(torch.ones(3)).sum().backward()
+    assert [len(part.seen) for part in (*model, *copied)] == [0, 0, 2, 2]
+    assert copied[1].weight.grad.tolist() == [1, 1, 1]
+    assert model[1].weight.grad is None
+    assert model(torch.ones(3)).tolist() == [1, 1, 1]
+    shallow = copy.copy(model[0])
+    assert shallow(torch.ones(3)).tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_checkpointed_layers_compile_to_one_graph(task):
+    model = video_model(task).train()
+    checkpoint_layers(model)
+    layer = model.encoder.layers[0]
+    hidden = tokens("captioning" if task == "captioning" else "retrieval").requires_grad_()
+    wanted = torch.autograd.grad(layer(hidden).square().sum(), hidden)
+    torch.compiler.reset()
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    given = torch.autograd.grad(compiled(hidden).square().sum(), hidden)
+    assert max_error(given[0], wanted[0]) < TOLERANCE
 
 
 def test_a_video_memory_is_told_by_its_type():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -79,11 +78,12 @@ class CrossAttention(nn.Module):
         ``encoder_hidden_states``: a `VideoMemory` of the videos, or their tokens [videos,
         num_tokens, dim]. A memory is known by its type, whatever the argument is called. What else
         transformers passes, such as its cache, is left alone: a video's keys stay in its memory.
-        Raises ValueError for what could change the result, as a mask (`refuse_others`), and for
-        texts that cannot be shared out among the videos.
+        Raises ValueError for what could change the result (`refuse_others`), such as a mask, even
+        one that hides nothing, and for texts that cannot be shared out among the videos.
         """
-        others = {name: value for name, value in kwargs.items() if not _is_idle(name, value)}
-        refuse_others("cross-attention to videos", hidden_states, args, others)
+        others = {name: value for name, value in kwargs.items() if not _is_place(name, value)}
+        # Not even the texts themselves: as keys they would be others than the videos.
+        refuse_others("cross-attention to videos", None, args, others)
         if encoder_hidden_states is None:
             passed = (*args, *kwargs.values())
             encoder_hidden_states = next((v for v in passed if isinstance(v, VideoMemory)), None)
@@ -111,17 +111,10 @@ class CrossAttention(nn.Module):
         return features.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
-def _is_idle(name: str, value: Any) -> bool:
-    """Whether an argument of transformers changes nothing: a word's place, a mask that hides none.
-
-    All words read all of a video. A mask is True where a token is seen, or is added to logits.
-    """
-    if not isinstance(value, Tensor):
-        return False
-    if "mask" in name and not torch.compiler.is_compiling():
-        seen = value if value.dtype == torch.bool else value == 0
-        return (value.dtype == torch.bool or value.is_floating_point()) and bool(seen.all())
-    return name in ("cache_position", "position_ids") and not value.is_floating_point()
+def _is_place(name: str, value: Any) -> bool:
+    """Whether an argument holds positions of words, which change nothing: each reads all tokens."""
+    places = name in ("cache_position", "position_ids")
+    return places and isinstance(value, Tensor) and not value.is_floating_point()
 
 
 def share_video_keys(text_model: nn.Module) -> None:
