@@ -16,7 +16,13 @@ from typing import NoReturn
 from bench.rows import Keeper, Row, compare, read_rows, update_rows
 
 PAGES = (Path("README.md"), Path("results/README.md"))
-METHODS = "token_mixing (P), spatial (P), st_adapter, temporal, token_mixing (F), spatial (F)"
+METHODS = (
+    *("token_mixing (P)", "spatial (P)", "st_adapter", "temporal"),
+    *("token_mixing (F)", "spatial (F)"),
+)
+ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+KERNELS = ("fwd_streamed", "fwd_resident", "bwd_query", "bwd_key", "bwd_resident")
+"""Known here too, because --help must not import what they are from."""
 
 
 def _operator(given: Namespace) -> None:
@@ -70,7 +76,7 @@ def _layer(given: Namespace) -> None:
 
 
 def _host(given: Namespace) -> None:
-    from bench.host import host_rows
+    from bench.operators import host_rows
     from tokenmix_ops.timing import clock_of
 
     keep = _keeper(given, "host")
@@ -157,6 +163,8 @@ def _loading(given: Namespace) -> None:
     from bench.loading import loading_rows
 
     keep = Keeper(given.results / "loading-cpu.jsonl", {})
+    if given.names < 12:
+        _stop(given, f"expected at least 12 for --names, got {given.names}")
     with TemporaryDirectory() as folder:
         for row in loading_rows(
             Path(folder),
@@ -173,15 +181,14 @@ def _world(given: Namespace) -> None:
     from rich.console import Console
 
     from bench.tables import world_table
-    from bench.world import CONTENDERS, World, measure
+    from bench.world import World, measure
 
     sizes = ("clips", "stills", "still_epochs", "still_learning_rate", "epochs", "learning_rate")
     chosen = {name: vars(given)[name] for name in (*sizes, "seed") if name in given}
-    contenders = given.contenders or tuple(CONTENDERS)
     path = given.results / "world-cpu.jsonl"
     rows: list[Row] = []
     console = Console(highlight=False)
-    for row in measure(given.work, World(**chosen), contenders, given.tasks, console):
+    for row in measure(given.work, World(**chosen), given.contenders, given.tasks, console):
         shown = {k: round(v, 1) for k, v in row.items() if isinstance(v, float)}
         console.print(f"{row['task']}, {row['contender']}: {shown}")
         # Rows of other contenders stay.
@@ -225,7 +232,10 @@ def _tune(given: Namespace) -> None:
         _stop(given, "needs Triton: pip install 'tokenmix_ops[triton]'")
     from bench.tune import tune_this_gpu
 
-    path = tune_this_gpu(given.kernels, given.minutes)
+    try:
+        path = tune_this_gpu(given.kernels, given.minutes)
+    except RuntimeError as error:
+        _stop(given, str(error))
     print(f"written: {path}")
     if given.results is not None:
         given.results.mkdir(parents=True, exist_ok=True)
@@ -392,7 +402,14 @@ def parser() -> ArgumentParser:
     found.add_argument(
         "--work", type=Path, default=Path("runs/world"), help="trainings; they resume (%(default)s)"
     )
-    found.add_argument("--contenders", nargs="+", metavar="METHOD", help=f"of {METHODS}")
+    found.add_argument(
+        "--contenders",
+        nargs="+",
+        choices=METHODS,
+        default=METHODS,
+        metavar="METHOD",
+        help=f"of {', '.join(METHODS)} (all)",
+    )
     tasks = ("captioning", "retrieval")
     found.add_argument("--tasks", nargs="+", choices=tasks, default=tasks, help="(both)")
     for flag, kind, text in (
@@ -431,14 +448,13 @@ def parser() -> ArgumentParser:
         "instructions.",
         "--architectures sm_86 sm_120 --results /tmp/results",
     )
-    names = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
     found.add_argument(
         "--architectures",
         nargs="+",
-        choices=names,
+        choices=ARCHITECTURES,
         metavar="NAME",
-        help=f"of {', '.join(names)}; those without a launch file of their own, which are left out "
-        "by default, use the default one",
+        help=f"of {', '.join(ARCHITECTURES)}; all with a launch file of their own by default, "
+        "the others use the default one",
     )
     found.add_argument(
         "--head-dims",
@@ -458,14 +474,13 @@ def parser() -> ArgumentParser:
         "--minutes 4 --kernels fwd_resident",
         results=False,
     )
-    kernels = ("fwd_streamed", "fwd_resident", "bwd_query", "bwd_key", "bwd_resident")
     found.add_argument(
         "--kernels",
         nargs="+",
-        choices=kernels,
-        default=kernels,
+        choices=KERNELS,
+        default=KERNELS,
         metavar="NAME",
-        help="only these (all)",
+        help=f"of {', '.join(KERNELS)} (all)",
     )
     number(found, "--minutes", 8.0, "time limit")
     found.add_argument("--results", type=Path, help="folder that gets a copy of the written file")

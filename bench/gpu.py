@@ -13,9 +13,8 @@ from pathlib import Path
 import torch
 
 from bench.floor import Ceilings
-from bench.host import host_rows
 from bench.layers import layer_rows
-from bench.operators import SHAPES, operator_rows
+from bench.operators import SHAPES, host_rows, operator_rows
 from bench.passes import Part
 from bench.rows import Row
 from bench.targets import OTHERS, Results, order
@@ -56,7 +55,11 @@ def parts(
     ceilings: dict[torch.dtype, Ceilings], clock: Clock, device: str
 ) -> Iterator[tuple[str, Part]]:
     """What is measured, by name, the most important first."""
-    of_layer = partial(layer_rows, clock, device, PASS_SECONDS)
+
+    def of_layer(batch: int) -> list[Row]:
+        about = {"suite": "gpu", "part": "layer", "shape": f"layer, B = {batch}"}
+        return [{**about, **row} for row in layer_rows(clock, device, PASS_SECONDS, batch=batch)]
+
     for shape in SHAPES:
         rates = ceilings[shape.dtype]
         yield shape.name, partial(operator_rows, shape, rates, clock, device, PASS_SECONDS)

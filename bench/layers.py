@@ -8,8 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.checks import BACKENDS, checked, fault, relative_errors
-from bench.passes import PASSES, Contender, failure, race, rows_of
+from bench.passes import (
+    BACKENDS,
+    PASSES,
+    Contender,
+    checked,
+    failure,
+    fault,
+    race,
+    relative_errors,
+    rows_of,
+)
 from bench.rows import Row
 from tokenmix_ops.functional import token_mix_attention
 from tokenmix_ops.mixing import Mixing
@@ -107,9 +116,6 @@ def layer_rows(
     """
     layers = CheckedLayers(num_frames, num_tokens, num_heads, dim, device, dtype, backend)
     facts: dict[str, Any] = {
-        "suite": "gpu",
-        "part": "layer",
-        "shape": f"layer, B = {batch}",
         "batch": batch,
         "num_frames": num_frames,
         "num_tokens": num_tokens,

@@ -247,7 +247,7 @@ def _reasons(results: Results) -> list[str]:
         if "reason" in row:
             names = found.setdefault(row["reason"], {"who": {}, "where": {}})
             names["who"][contender_title(row["contender"])] = None
-            names["where"][row.get("shape") or row["part"]] = None
+            names["where"][row.get("shape") or row.get("part") or row["pass"]] = None
     return [
         f"- Not run: {'; '.join(names['who'])} ({'; '.join(names['where'])}): {why}"
         for why, names in found.items()

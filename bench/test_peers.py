@@ -10,10 +10,9 @@ from functools import cache
 import pytest
 import torch
 
-from bench.checks import BACKENDS, checked
 from bench.layers import CheckedLayers
 from bench.operators import MAIN, OFF
-from bench.passes import PASSES, Contender, turn
+from bench.passes import BACKENDS, PASSES, Contender, checked, turn
 from tokenmix_ops.mixing import Mixing
 from tokenmix_ops.peers import LAYER_TITLES, OPERATOR_TITLES, SELECTED, operators
 

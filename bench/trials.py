@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 import tokenmix_ops as tm
-from bench.checks import poison
-from bench.passes import failure
+from bench.passes import failure, poison
 from tokenmix_ops.backends.triton import configs
 from tokenmix_ops.backends.triton.configs import Architecture, Config
 from tokenmix_ops.plan import Plan

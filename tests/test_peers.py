@@ -6,9 +6,8 @@ import pytest
 import torch
 
 import tokenmix_ops as tm
-from bench.checks import fault, relative_errors
 from bench.operators import ADJACENT, OFF
-from bench.passes import failure
+from bench.passes import failure, fault, relative_errors
 from tokenmix_ops.mixing import Mixing
 from tokenmix_ops.modules import TokenMixAttention
 from tokenmix_ops.peers import (

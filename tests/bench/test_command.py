@@ -9,6 +9,7 @@ import torch
 
 from bench import __main__ as command
 from bench import gpu, layers, tables
+from bench import rows as files
 from bench.rows import read_rows
 from tokenmix_ops import timing
 
@@ -29,7 +30,7 @@ for name in {names}:
         assert stop.code == 0
 main(["render", "--check"])
 main(["compare", "results/layer-cpu.jsonl", "results/layer-cpu.jsonl"])
-import bench.operators, bench.layers, bench.host, bench.gpu
+import bench.operators, bench.layers, bench.gpu
 main(["loading"])
 """
 
@@ -99,3 +100,22 @@ def test_a_layer_is_measured_into_its_file(tmp_path, monkeypatch, capsys):
     assert {row["device"] for row in rows} == {"cpu"}
     assert {row["suite"] for row in rows} == {"layer"}
     assert tables.layer_table(rows) in capsys.readouterr().out
+
+
+def test_choices_are_those_of_the_programs():
+    pytest.importorskip("transformers")
+    pytest.importorskip("av")
+    pytest.importorskip("pycocoevalcap")
+    from bench import aot, tune, world
+
+    assert tuple(world.CONTENDERS) == command.METHODS
+    assert tuple(aot.ARCHITECTURES) == command.ARCHITECTURES
+    assert tune.KERNELS == command.KERNELS
+
+
+def test_layers_are_compared_with_results_of_before(tmp_path, capsys):
+    old = files.read_rows(ROOT / "results" / "layer-cpu.jsonl")
+    new = [{**row, "quartiles_ms": [1, 2], "relative_error": {"output": 1e-6}} for row in old]
+    files.write_rows(tmp_path / "new.jsonl", new)
+    command.main(["compare", str(ROOT / "results/layer-cpu.jsonl"), str(tmp_path / "new.jsonl")])
+    assert capsys.readouterr().out.count("1.000×") == len(old)

@@ -1,4 +1,4 @@
-"""A shape becomes rows, and a wrong contender is not timed."""
+"""A shape becomes rows, a wrong contender is not timed, and the host is timed too."""
 
 import json
 from dataclasses import replace
@@ -7,13 +7,13 @@ import pytest
 import torch
 
 import tokenmix_ops as tm
-from bench import operators, passes
+from bench import operators, passes, tables
 from bench.floor import Ceilings
-from bench.operators import Shape, operator_rows
+from bench.operators import Shape, host_rows, operator_rows
 from bench.passes import PASSES
 from tokenmix_ops.peers import operators as ways
 from tokenmix_ops.testing import Case
-from tokenmix_ops.timing import HostClock
+from tokenmix_ops.timing import HostClock, environment
 
 # Where there is a GPU, the Triton backend runs there alone, and flash attention too.
 ON_GPU = torch.cuda.is_available()
@@ -65,3 +65,12 @@ def test_the_triton_backend_is_timed_and_its_bits_compared(hasty, monkeypatch):
     (row,) = operator_rows(shape, RATES, HostClock(), "cpu", 0.0)
     assert row["deterministic"] is True
     assert row["median_ms"] > 0
+
+
+def test_the_host_becomes_rows(monkeypatch):
+    monkeypatch.setattr(operators, "CALLS", 2)
+    monkeypatch.setattr(operators, "REPEATS", 2)
+    rows = host_rows(HostClock(), "cpu", backend="eager")
+    assert {row["contender"] for row in rows} == {"eager", "sdpa"}
+    assert all(len(row["rounds_us"]) == 2 for row in rows)
+    assert "sdpa" in tables.host_table([{**row, **environment()} for row in rows])
