@@ -36,14 +36,14 @@ check: $(VENV)/ready ## Formatting, lint, types, import floors, rendered numbers
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_imports.py
-	$(BIN)/tokenmix bench --check
+	$(BIN)/python -m bench render --check
 
 format: $(VENV)/ready ## Formats the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/ready ## Measures, and renders the rows of data into the README
-	$(BIN)/tokenmix bench
+bench: $(VENV)/ready ## Times operator and layer against their peers, with pytest-benchmark
+	$(BIN)/python -m pytest bench --benchmark-only
 
 clean: ## Removes the environments and what the demo wrote
 	rm -rf $(VENV) $(TOOLS) .venv-floor .venv-newest demo_out

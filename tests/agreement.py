@@ -1,20 +1,19 @@
 """How tests hold a computation against the oracle: in float64, and by the tolerance rule."""
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
 from hypothesis import strategies as st
 from interpreter import round_to_nearest_bfloat16
-from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 import tokenmix_ops as tm
+from tokenmix_ops import testing
 from tokenmix_ops.backends import triton
 from tokenmix_ops.mixing import NAMES
 from tokenmix_ops.reference import token_mix_attention_ref
-from tokenmix_ops.testing import Case, output_and_gradients
-from tokenmix_ops.tolerance import FUSED, Arithmetic, error_budget, rms_error, rms_limit
+from tokenmix_ops.testing import Case, gather_and_sdpa, output_and_gradients
+from tokenmix_ops.tolerance import FUSED, Arithmetic
 
 if triton.unavailable() is None and triton.interpreted():
     round_to_nearest_bfloat16()
@@ -39,36 +38,13 @@ def oracle(case, scale=None):
     return attention
 
 
-def gather_and_sdpa(case, scale=None, dtype=None):
-    """What a user of PyTorch alone would write: index the keys, call its attention.
-
-    Given inputs in float32 and a ``dtype``, attention computes in that one, and the parts of a
-    token's gradients add up in float32.
-    """
-
-    def attend(queries, k, v, plan, row, cross):
-        index = plan.key_index[row].long()
-        keys, values = (
-            x if case.layout == "selected" else x.flatten(1, 2)[:, index] for x in (k, v)
-        )
-        queries, keys, values = (x.to(dtype or x.dtype) for x in (queries, keys, values))
-        keys = torch.where(cross[:, None, None], keys * plan.cross_frame_gain, keys)
-        heads_first = (x.transpose(1, 2) for x in (queries, keys, values))
-        return sdpa(*heads_first, scale=scale).transpose(1, 2)
-
-    def attention(q, k, v):
-        plan = case.plan_on(q.device)
-        frames, tokens = range(q.shape[1]), range(q.shape[2])
-        if plan.rows != "token":
-            rows = [0 if plan.rows == "shared" else t for t in frames]
-            ways = [attend(q[:, t], k, v, plan, rows[t], plan.is_cross_frame[t]) for t in frames]
-            return torch.stack(ways, dim=1)
-        if plan.scales_logits:
-            return oracle(case, scale)(*(x.to(dtype or x.dtype) for x in (q, k, v)))
-        nowhere = torch.zeros_like(plan.is_cross_frame[0, 0])
-        return torch.stack([attend(q[:, :, s], k, v, plan, s, nowhere) for s in tokens], dim=2)
-
-    return attention
+def plain_pytorch(case, scale=None, dtype=None):
+    """`gather_and_sdpa` of a case; the reference where that has no way to apply the gain."""
+    plan = case.plan
+    if plan.rows == "token" and plan.scales_logits:
+        exact = oracle(case, scale)
+        return lambda *tensors: exact(*(x.to(dtype or x.dtype) for x in tensors))
+    return lambda q, k, v: gather_and_sdpa(case.plan_on(q.device), scale, dtype)(q, k, v)
 
 
 def some_output_grad(query):
@@ -81,31 +57,11 @@ def arithmetic_of(backend):
     return Arithmetic(composed=True) if backend == "eager" else FUSED
 
 
-@dataclass(frozen=True)
-class Expected:
-    """What a call should give, by name, and the RMS error that each tensor may have."""
-
-    budgets: dict
-    rms_limits: dict
-
-
 def expected(case, inputs, output_grad, arithmetic=FUSED, scale=None):
     """`Expected` of a case with its or other inputs."""
-    tensors = tuple(t.detach() for t in inputs)
-    plan = case.plan_on(tensors[0].device)
-    budgets = error_budget(*tensors, output_grad, plan, scale, arithmetic)
-    if tensors[0].dtype == torch.float64:
-        # The exact values are rounded like any others.
-        doubled = {name: replace(b, limit=2 * b.limit) for name, b in budgets.items()}
-        return Expected(doubled, dict.fromkeys(budgets, math.inf))
-    dtype = tensors[0].dtype
-    plain = gather_and_sdpa(case, scale, dtype)
-    found = output_and_gradients(plain, tuple(t.float() for t in tensors), output_grad)
-    limits = {
-        name: rms_limit(budget.exact, found[name].to(dtype), budget.mean_square)
-        for name, budget in budgets.items()
-    }
-    return Expected(budgets, limits)
+    plain = plain_pytorch(case, scale, inputs[0].dtype)
+    plan = case.plan_on(inputs[0].device)
+    return testing.expected(inputs, output_grad, plan, arithmetic, scale, plain)
 
 
 # Algorithms share it.
@@ -130,20 +86,9 @@ def assert_agrees(attention, case, inputs, output_grad=None, scale=None, arithme
 
 
 def assert_within(wanted, found, dtype):
-    for name, budget in wanted.budgets.items():
-        exact, limit = budget.exact, budget.limit
-        assert limit.isfinite().all(), f"{name}: these inputs are beyond what the rule covers"
-        assert found[name].shape == exact.shape, name
-        assert found[name].dtype == dtype, name
-        error = (found[name].double() - exact).abs()
-        wrong = ~(error <= limit)
-        worst = float((error / limit).amax()) if error.numel() else 0.0
-        assert not wrong.any(), (
-            f"{name}: {int(wrong.sum())} of {wrong.numel()} elements too far off, the worst by "
-            f"{worst:.3g} times its limit"
-        )
-        rms, allowed = rms_error(found[name], exact), wanted.rms_limits[name]
-        assert rms <= allowed, f"{name}: RMS error {rms:.3g}, allowed {allowed:.3g}"
+    assert found.keys() == wanted.budgets.keys()
+    fault = wanted.fault(found, dtype)
+    assert fault is None, fault
 
 
 @st.composite

@@ -25,6 +25,8 @@ FLOORS = (
     ("modules",),
     ("families",),
     ("convert",),
+    ("timing",),
+    ("peers",),
     ("video.data", "video.metrics", "video.hub"),
     ("video.text", "video.layer", "video.cross_attention"),
     ("video.blip",),
@@ -36,17 +38,16 @@ FLOORS = (
     ("video.engine",),
     ("video.experiments",),
     ("video.search",),
-    ("bench",),
     ("video.demo",),
     ("video.cli",),
 )
 # The public faces, and what they may show.
 FACES = {"": "convert", "video": "video.engine"}
-# Helpers of tests and benchmarks, with who may import them, and what they may import.
+# Helpers of tests and benchmarks: the highest floor that each reaches, and the helpers it may use.
 HELPERS = {
-    "reference": ("bench", "mixing"),
-    "testing": ("bench", "mixing"),
-    "tolerance": ("bench", "plan"),
+    "reference": ("mixing", ()),
+    "tolerance": ("plan", ()),
+    "testing": ("mixing", ("tolerance",)),
 }
 
 
@@ -91,26 +92,28 @@ def imported(module, source, known, is_package):
         for name in names:
             if name == NAME or name.startswith(NAME + "."):
                 yield name.removeprefix(NAME).removeprefix(".")
+            elif name.split(".")[0] == "bench":
+                yield "bench"
 
 
 def problem_of(module, target):
     """Why a module may not import another one; None if it may."""
+    if target == "bench":
+        return "the package never imports bench"
     if module == target:
         return None
     if target in HELPERS:
-        allowed = HELPERS[target][0]
-        if module not in HELPERS and place(module)[1] == allowed:
-            return None
-        return f"only {allowed} and tests import {target}"
+        allowed = target in HELPERS.get(module, ("", ()))[1]
+        return None if allowed else f"only bench and tests import {target}"
     if module in FACES or module in HELPERS:
-        highest = FACES[module] if module in FACES else HELPERS[module][1]
+        highest = FACES[module] if module in FACES else HELPERS[module][0]
         if target in FACES:
             return f"{module or NAME} must not import a face"
         return None if place(target)[0] <= place(highest)[0] else f"it may reach up to {highest}"
     floor, room = place(module)
     if target in FACES:
-        reaches = module.startswith("video.") if target == "" else floor >= place("bench")[0]
-        reaches = reaches or room == "bench"
+        lowest = "timing" if target == "" else "video.demo"
+        reaches = floor >= place(lowest)[0]
         return None if reaches else "the public face stands above it"
     target_floor, target_room = place(target)
     if target_floor < floor or target_room == room:
@@ -121,7 +124,7 @@ def problem_of(module, target):
 def problems(module, source, known=None, is_package=False):
     known = MODULES if known is None else known
     return [
-        f"{NAME}.{module} imports {NAME}.{target}: {problem}"
+        f"{NAME}.{module} imports {target or NAME}: {problem}"
         for target in imported(module, source, known, is_package)
         if (problem := problem_of(module, target))
     ]
@@ -163,16 +166,20 @@ FORBIDDEN = {
     "the core its face": ("functional", "import tokenmix_ops"),
     "the core the version": ("convert", "from tokenmix_ops import __version__"),
     "the core the video part": ("convert", "from tokenmix_ops.video.encoder import VideoEncoder"),
-    "the core the benchmarks": ("modules", "from tokenmix_ops import bench"),
+    "the core the benchmarks": ("modules", "from bench import rows"),
+    "the core the clocks": ("modules", "from tokenmix_ops import timing"),
+    "the clocks the peers": ("timing", "from tokenmix_ops.peers import operators"),
+    "the peers the cases": ("peers", "from tokenmix_ops.testing import CASES"),
     "the face the video part": ("", "from tokenmix_ops import video"),
-    "the face the benchmarks": ("", "import tokenmix_ops.bench.suites"),
+    "the face the benchmarks": ("", "import bench.rows"),
     "the video face the commands": ("video", "from tokenmix_ops.video.cli import main"),
     "the video part the cases": ("video.encoder", "from tokenmix_ops.testing import CASES"),
     "data the encoder": ("video.data.clips", "from tokenmix_ops.video.encoder import VideoEncoder"),
     "data the video face": ("video.data.clips", "from tokenmix_ops.video import VideoEncoder"),
-    "the encoder the benchmarks": ("video.encoder", "import tokenmix_ops.bench"),
+    "the encoder the benchmarks": ("video.encoder", "import bench"),
     "one task the other": ("video.captioning", "from tokenmix_ops.video import retrieval"),
-    "benchmarks the demo": ("bench.suites", "from tokenmix_ops.video import demo"),
+    "the demo the benchmarks": ("video.demo", "def f():\n    import bench.layers as layers"),
+    "the tolerance the cases": ("tolerance", "from tokenmix_ops.testing import CASES"),
     "the demo the commands": ("video.demo", "from tokenmix_ops.video.cli import main"),
     "the cases more than mixings": ("testing", "from tokenmix_ops import functional"),
     "the reference the cases": ("reference", "from tokenmix_ops.testing import CASES"),
@@ -185,9 +192,10 @@ ALLOWED = {
     "other packages": ("mixing", "import torch, json\nfrom video.cli import main"),
     "the face the core": ("", "from tokenmix_ops.convert import mix_tokens"),
     "the video part the face": ("video.encoder", "import tokenmix_ops as tm"),
-    "benchmarks the cases": ("bench.suites", "from tokenmix_ops.testing import CASES"),
-    "benchmarks the reference": ("bench.suites", "from tokenmix_ops import reference"),
-    "benchmarks the face": ("bench.suites", "import tokenmix_ops as tm"),
+    "the peers the clocks": ("peers", "from tokenmix_ops.timing import ratio"),
+    "the peers the face": ("peers", "import tokenmix_ops as tm"),
+    "the demo the peers": ("video.demo", "from tokenmix_ops import peers"),
+    "the cases the tolerance": ("testing", "from tokenmix_ops.tolerance import FUSED"),
     "the cases mixings": ("testing", "from tokenmix_ops.mixing import Mixing"),
     "inside a room": ("video.data.shapes", "from tokenmix_ops.video.data.clips import read_clip"),
     "the video face the encoder": ("video", "from tokenmix_ops.video.encoder import VideoEncoder"),
@@ -197,7 +205,7 @@ ALLOWED = {
 IMAGINED = {
     *MODULES,
     *("backends.native", "backends.triton", "backends.triton.tiles", "video.retrieval"),
-    *("bench", "bench.suites", "video.demo", "video.cli"),
+    *("timing", "peers", "video.demo", "video.cli"),
 }
 
 
@@ -289,7 +297,7 @@ except ValueError as error:
     assert "no supported vision tower" in str(error)
 shown = {name.split(".")[0] for name in sys.modules}
 assert not shown & {"transformers", "av", "tyro", "rich", "matplotlib", "triton"}, shown
-assert "tokenmix_ops.video" not in sys.modules and "tokenmix_ops.bench" not in sys.modules
+assert "tokenmix_ops.video" not in sys.modules and "bench" not in sys.modules
 assert "tokenmix_ops.testing" not in sys.modules and "tokenmix_ops.reference" not in sys.modules
 for name in tm.__all__:
     getattr(tm, name)

@@ -1,16 +1,19 @@
-"""Cases and their inputs: what tests and benchmarks share."""
+"""Cases, their inputs and the tolerance of their results: what tests and benchmarks share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from tokenmix_ops.mixing import Mixing
 from tokenmix_ops.plan import Plan
+from tokenmix_ops.tolerance import FUSED, Arithmetic, Budget, error_budget, rms_error, rms_limit
 
 Layout = Literal["contiguous", "packed", "padded", "heads_first", "selected"]
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -157,3 +160,94 @@ def output_and_gradients(
     grads = torch.autograd.grad(output, leaves, output_grad.to(output))
     names = ("output", "query gradient", "key gradient", "value gradient")
     return dict(zip(names, (output.detach(), *grads), strict=True))
+
+
+def gather_and_sdpa(
+    plan: Plan, scale: float | None = None, dtype: torch.dtype | None = None
+) -> Attention:
+    """What a user of PyTorch alone would write: index the keys, call its attention.
+
+    Given inputs in float32 and a ``dtype``, attention computes in that one, and the parts of a
+    token's gradients add up in float32. Raises ValueError for a gain where each token of a frame
+    has keys of its own.
+    """
+    if plan.rows == "token" and plan.scales_logits:
+        raise ValueError("expected keys that the tokens of a frame share, or no gain")
+
+    def attend(queries: Tensor, k: Tensor, v: Tensor, row: int, cross: Tensor) -> Tensor:
+        index = plan.key_index[row].long()
+        # Selected keys lie as the plan lists them.
+        keys, values = (x if x.dim() == 4 else x.flatten(1, 2)[:, index] for x in (k, v))
+        queries, keys, values = (x.to(dtype or x.dtype) for x in (queries, keys, values))
+        keys = torch.where(cross[:, None, None], keys * plan.cross_frame_gain, keys)
+        q, k, v = (x.transpose(1, 2) for x in (queries, keys, values))
+        return scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2)
+
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if plan.rows != "token":
+            rows = [0 if plan.rows == "shared" else t for t in range(q.shape[1])]
+            ways = [
+                attend(q[:, t], k, v, row, plan.is_cross_frame[t]) for t, row in enumerate(rows)
+            ]
+            return torch.stack(ways, dim=1)
+        nowhere = torch.zeros_like(plan.is_cross_frame[0, 0])
+        tokens = range(q.shape[2])
+        return torch.stack([attend(q[:, :, s], k, v, s, nowhere) for s in tokens], dim=2)
+
+    return attention
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a call should give, by name, and the RMS error that each tensor may have."""
+
+    budgets: Mapping[str, Budget]
+    rms_limits: Mapping[str, float]
+
+    def fault(self, found: Mapping[str, Tensor], dtype: torch.dtype) -> str | None:
+        """What is wrong with a result, which may lack gradients; None if nothing is."""
+        for name, tensor in found.items():
+            exact, limit = self.budgets[name].exact, self.budgets[name].limit
+            if not limit.isfinite().all():
+                return f"{name}: these inputs are beyond what the rule covers"
+            if tensor.shape != exact.shape or tensor.dtype != dtype:
+                return (
+                    f"{name}: expected {dtype} {list(exact.shape)}, "
+                    f"got {tensor.dtype} {list(tensor.shape)}"
+                )
+            error = (tensor.double() - exact).abs()
+            if wrong := int((~(error <= limit)).sum()):
+                worst = float((error / limit).nan_to_num(nan=math.inf).amax())
+                return (
+                    f"{name}: {wrong} of {error.numel()} elements too far off, the worst by "
+                    f"{worst:.3g} times its limit"
+                )
+            rms, allowed = rms_error(tensor, exact), self.rms_limits[name]
+            if not rms <= allowed:
+                return f"{name}: RMS error {rms:.3g}, allowed {allowed:.3g}"
+        return None
+
+
+def expected(
+    inputs: tuple[Tensor, ...],
+    output_grad: Tensor,
+    plan: Plan,
+    arithmetic: Arithmetic = FUSED,
+    scale: float | None = None,
+    plain: Attention | None = None,
+) -> Expected:
+    """`Expected` of query, key and value; ``plain`` is PyTorch's way, `gather_and_sdpa` if None."""
+    query, key, value = (t.detach() for t in inputs)
+    budgets = error_budget(query, key, value, output_grad, plan, scale, arithmetic)
+    dtype = query.dtype
+    if dtype == torch.float64:
+        # The exact values are rounded like any others.
+        doubled = {name: replace(b, limit=2 * b.limit) for name, b in budgets.items()}
+        return Expected(doubled, dict.fromkeys(budgets, math.inf))
+    plain = plain or gather_and_sdpa(plan, scale, dtype)
+    found = output_and_gradients(plain, (query.float(), key.float(), value.float()), output_grad)
+    limits = {
+        name: rms_limit(budget.exact, found[name].to(dtype), budget.mean_square)
+        for name, budget in budgets.items()
+    }
+    return Expected(budgets, limits)

@@ -5,11 +5,13 @@ import subprocess
 import sys
 from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
+from bench import aot, tables
+from bench import rows as files
 from tokenmix_ops.backends.triton import configs
-from tokenmix_ops.bench import aot, render
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 
@@ -47,19 +49,18 @@ def program(tmp_path_factory):
     )
 
 
+ROOT = Path(aot.__file__).parent.parent
+
+
 def run_program(folder, *arguments):
-    readme = folder / "README.md"
-    readme.write_text("<!-- rendered: aot --><!-- end of rendered -->\n")
     done = subprocess.run(
-        [
-            *(sys.executable, "-m", "tokenmix_ops.bench.aot", *arguments),
-            *("--results", str(folder), "--readme", str(readme)),
-        ],
+        [sys.executable, "-m", "bench", "aot", *arguments, "--results", str(folder)],
+        cwd=ROOT,
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
     )
-    return done, render.read_rows(folder / "aot.jsonl"), readme.read_text()
+    return done, files.read_rows(folder / "aot.jsonl")
 
 
 def serious(rows):
@@ -76,7 +77,7 @@ KERNELS = {"fwd_resident", "fwd_streamed", "bwd_resident", "bwd_query", "bwd_key
 @pytest.mark.interfaces
 @needs_triton
 def test_every_kernel_compiles_and_passes_the_check(program):
-    done, rows, _ = program
+    done, rows = program
     assert serious(rows) == []
     assert (done.returncode == 0) == (aot.problems(rows) == []), done.stderr
     assert {(row["architecture"], row["dtype"], row["head_dim"]) for row in rows} == {
@@ -88,13 +89,12 @@ def test_every_kernel_compiles_and_passes_the_check(program):
 
 @needs_triton
 def test_rows_and_table_tell_what_came_out(program):
-    done, rows, readme = program
+    done, rows = program
     for row in rows:
         assert {"BLOCK_M", "num_warps", "num_stages", "commit", "triton"} <= row.keys()
         assert 16 < row["registers"] <= 255
-    table = render.aot_table(rows)
+    table = tables.aot_table(rows)
     assert table in done.stdout
-    assert table in readme
     for kernel in {row["kernel"] for row in rows}:
         assert f"| {kernel} |" in table
 
@@ -102,7 +102,7 @@ def test_rows_and_table_tell_what_came_out(program):
 @pytest.mark.slow
 @needs_triton
 def test_every_kernel_compiles_for_every_architecture_and_dtype(tmp_path):
-    _, rows, _ = run_program(tmp_path)
+    _, rows = run_program(tmp_path)
     assert serious(rows) == []
     assert {row["architecture"] for row in rows} == set(aot.SHIPPED)
     assert {row["dtype"] for row in rows} == set(aot.DTYPES)
@@ -145,16 +145,16 @@ def test_the_check_passes_what_is_sound(row):
 def test_dtypes_that_come_out_equal_share_a_line():
     rows = [changed(dtype=dtype) for dtype in ("float16", "bfloat16")]
     assert "| bwd_key | strided | 64 | float16, bfloat16 | 200 / 49 / 0 / 16 HGMMA |" in (
-        render.aot_table(rows)
+        tables.aot_table(rows)
     )
     rows[1] = changed(registers=201)
-    assert "| float16 | 200 / 49 / 0 / 16 HGMMA |" in render.aot_table(rows)
+    assert "| float16 | 200 / 49 / 0 / 16 HGMMA |" in tables.aot_table(rows)
 
 
 def test_a_kernel_that_does_not_compile_shows_in_the_table():
     row = {**SOUND, "error": "out of luck"}
     del row["instructions"]
-    assert "| does not compile |" in render.aot_table([row])
+    assert "| does not compile |" in tables.aot_table([row])
 
 
 @pytest.mark.parametrize("path", sorted(configs.FOLDER.glob("*.json")), ids=lambda path: path.stem)

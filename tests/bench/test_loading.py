@@ -9,8 +9,10 @@ pytest.importorskip("av")
 pytest.importorskip("psutil")
 import psutil
 
-from tokenmix_ops.bench import loading
-from tokenmix_ops.bench.render import TABLES, read_rows
+from bench import loading
+from bench.__main__ import main
+from bench.rows import read_rows
+from bench.tables import TABLES
 from tokenmix_ops.video.data.cache import FrameCache
 from tokenmix_ops.video.data.clips import read_clip
 
@@ -139,7 +141,7 @@ def test_too_few_clips_to_time_are_refused(tmp_path):
         next(loading.loading_rows(tmp_path, names=11))
 
 
-def test_the_command_writes_rows_and_renders_them(tmp_path, monkeypatch, capsys):
+def test_the_command_writes_rows_and_prints_their_table(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(loading, "READINGS", loading.READINGS[:1])
     real = loading.loading_rows
     monkeypatch.setattr(
@@ -148,13 +150,9 @@ def test_the_command_writes_rows_and_renders_them(tmp_path, monkeypatch, capsys)
         lambda folder, **given: real(folder, size=16, long=TINY, short=TINY, **given),
     )
     monkeypatch.setattr(loading, "start_seconds", lambda *arguments, **options: 1.0)
-    (tmp_path / "README.md").write_text(
-        "<!-- rendered: loading-cpu -->\n<!-- end of rendered -->\n"
-    )
-    out = tmp_path / "results"
-    loading.main(["--out", str(out), "--clips", "40", "--names", "16", "--rounds", "1"])
-    rows = read_rows(out / "loading-cpu.jsonl")
+    sizes = ("--clips", "40", "--names", "16", "--rounds", "1")
+    main(["loading", "--results", str(tmp_path), *sizes])
+    rows = read_rows(tmp_path / "loading-cpu.jsonl")
     assert [row["measure"] for row in rows] == ["speed", "start", "start", "memory", "memory"]
     table = TABLES["loading"](rows)
-    assert table in (tmp_path / "README.md").read_text()
     assert table in capsys.readouterr().out

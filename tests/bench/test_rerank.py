@@ -3,7 +3,7 @@
 import pytest
 
 pytest.importorskip("transformers")
-from tokenmix_ops.bench.rerank import FUSED, ONCE, PLAIN, rerank_rows
+from bench.rerank import FUSED, ONCE, PLAIN, rerank_rows
 
 TINY = {"num_frames": 2, "num_tokens": 5, "dim": 32, "num_heads": 2, "num_layers": 2}
 

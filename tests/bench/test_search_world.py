@@ -8,8 +8,8 @@ pytest.importorskip("av")
 pytest.importorskip("accelerate")
 pytest.importorskip("tyro")
 
-from tokenmix_ops.bench.render import TABLES
-from tokenmix_ops.bench.search_world import figures
+from bench.search_world import figures
+from bench.tables import TABLES
 from tokenmix_ops.video.search import Answer, Hit
 
 CAPTIONS = {

@@ -5,12 +5,13 @@ import torch
 
 pytest.importorskip("transformers")
 pytest.importorskip("av")
-pytest.importorskip("tyro")
 pytest.importorskip("pycocoevalcap")
 from rich.console import Console
 
-from tokenmix_ops.bench import world
-from tokenmix_ops.bench.render import TABLES, read_rows
+from bench import world
+from bench.__main__ import main
+from bench.rows import read_rows
+from bench.tables import TABLES
 from tokenmix_ops.video.data.shapes import MOTIONS, sample_scenes
 
 
@@ -25,8 +26,9 @@ def test_motions_are_read_from_both_ways_of_saying_them():
 
 def test_rows_come_out_and_go_on_where_they_stopped(tmp_path, monkeypatch):
     small = world.World(clips=20, stills=20, still_epochs=1, epochs=1)
-    asked = {"world": small, "out": tmp_path / "runs", "results": tmp_path}
-    world.main(contenders=("spatial (P)",), **asked)
+    asked = ("world", "--work", str(tmp_path / "runs"), "--results", str(tmp_path))
+    asked += ("--clips", "20", "--stills", "20", "--still-epochs", "1", "--epochs", "1")
+    main([*asked, "--contenders", "spatial (P)"])
     rows = read_rows(tmp_path / "world-cpu.jsonl")
     assert [(row["task"], row["contender"]) for row in rows] == [
         (task, name)
@@ -46,7 +48,7 @@ def test_rows_come_out_and_go_on_where_they_stopped(tmp_path, monkeypatch):
 
     # What is finished is not done again, and rows of others stay.
     monkeypatch.setattr("tokenmix_ops.video.engine.training._Run.run", fail)
-    world.main(contenders=("spatial (P)",), tasks=("captioning",), **asked)
+    main([*asked, "--contenders", "spatial (P)", "--tasks", "captioning"])
     assert len(read_rows(tmp_path / "world-cpu.jsonl")) == 4
     with pytest.raises(ValueError, match="'magic' is no contender; there are token_mixing"):
         next(world.measure(tmp_path, small, ("magic",), ("captioning",), Console()))

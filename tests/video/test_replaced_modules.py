@@ -15,7 +15,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 from transformers import DynamicCache, EncoderDecoderCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from tokenmix_ops.bench.published import as_published
+from bench.published import as_published
 from tokenmix_ops.testing import max_error
 from tokenmix_ops.video.captioning import VideoCaptioner
 from tokenmix_ops.video.cross_attention import CrossAttention, VideoMemory

@@ -12,6 +12,7 @@ import tyro
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import Progress
+from rich.table import Table
 from tyro.extras import SubcommandApp
 
 from tokenmix_ops.video.cli import caption, data, retrieval, training
@@ -80,46 +81,40 @@ def explain(json: bool = False) -> None:
     print("For one call: tokenmix_ops.explain(query, key, value, mixing)")
 
 
-def bench(
-    suite: Literal["layer"] = "layer",
-    rounds: int = 21,
-    results: Path = Path("results"),
-    readme: Path = Path("README.md"),
-    check: bool = False,
-    json: bool = False,
-) -> None:
-    """Times attention layers side by side; writes rows of data and renders the tables.
+def bench(rounds: int = 21, out: Path | None = None, json: bool = False) -> None:
+    """Times an attention layer of BLIP ViT-B/16 against its peers, on the CPU.
 
-    Example: tokenmix bench --suite layer --rounds 21
+    Prints a table; writes a file only if asked to.
+
+    Example: tokenmix bench --rounds 21 --out layer.jsonl
 
     Args:
-        suite: what to measure: layer, a whole attention layer against its peers.
-        rounds: how often each contender runs; all run in turn in every round.
-        results: folder of the rows of data, JSON lines, one file for each suite and device.
-        readme: file whose rendered blocks are brought up to date, if it is there.
-        check: measure nothing; fail if the rendered blocks differ from the rows of data.
-        json: print the rows as JSON lines.
+        rounds: how often each layer runs; all run in turn in every round.
+        out: file to write the rows of data to, JSON lines.
+        json: print the rows as JSON lines instead of the table.
     """
-    from tokenmix_ops.bench import render, suites
+    from tokenmix_ops import peers
 
-    if check:
-        if render.rendered(readme.read_text(), results) != readme.read_text():
-            raise ValueError(f"{readme} differs from the rows in {results}; run tokenmix bench")
-        return
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
     with Progress(console=Console(stderr=True)) as bars:
-        task = bars.add_task(f"suite {suite}, rounds", total=2 * rounds)
-        rows = suites.SUITES[suite](rounds, lambda done, _: bars.update(task, completed=done))
-    path = results / f"{suite}-{rows[0]['device']}.jsonl"
-    render.write_rows(path, rows)
-    if readme.exists():
-        readme.write_text(render.rendered(readme.read_text(), results))
+        task = bars.add_task("rounds", total=2 * rounds)
+        timings = peers.time_layers(
+            peers.blip_sized_layers(),
+            **peers.LAYER_SHAPE,
+            rounds=rounds,
+            progress=lambda done, _: bars.update(task, completed=done),
+        )
+    lines = [jsonlib.dumps(row) for row in peers.layer_rows(timings)]
+    if out is not None:
+        out.write_text("".join(f"{line}\n" for line in lines))
     if json:
-        print("\n".join(map(jsonlib.dumps, rows)))
-    else:
-        Console().print(Markdown(render.TABLES[suite](rows)))
-        print(f"rows: {path}")
+        print("\n".join(lines))
+        return
+    table = Table("layer", *timings, "against plain SDPA", box=None)
+    for cells in peers.summary(timings):
+        table.add_row(*cells)
+    Console().print(table)
 
 
 def params(

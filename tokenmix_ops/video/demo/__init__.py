@@ -19,9 +19,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
 
-from tokenmix_ops.bench.layers import TITLES, contenders
-from tokenmix_ops.bench.measure import Timings, environment, ratio
-from tokenmix_ops.bench.suites import layer_timings
+from tokenmix_ops.peers import LAYER_SHAPE, blip_sized_layers, summary, time_layers
+from tokenmix_ops.timing import Timings, environment
 from tokenmix_ops.video.data.clips import ClipError, normalize_clip
 from tokenmix_ops.video.data.shapes import render, sample_scenes, write_world
 from tokenmix_ops.video.demo import motion
@@ -226,19 +225,14 @@ def _time_layer(rounds: int, console: Console) -> dict[str, Timings]:
     console.print("[bold](d) One attention layer[/bold] of BLIP ViT-B/16, its projections included")
     with _bars(console) as bars:
         task = bars.add_task("rounds", total=2 * rounds, note="")
-        timings = layer_timings(
-            contenders(768, 12, 8),
-            batch=2,
-            num_frames=8,
-            num_tokens=197,
-            dim=768,
+        timings = time_layers(
+            blip_sized_layers(),
+            **LAYER_SHAPE,
             rounds=rounds,
             progress=lambda done, total: bars.update(task, completed=done),
         )
     table = Table("layer", *timings, "against plain SDPA", box=None)
-    for name in timings["forward"]:
-        times = [f"{1e3 * median(of_pass[name]):.0f} ms" for of_pass in timings.values()]
-        speed = [ratio(of_pass, "spatial_sdpa", name)[0] for of_pass in timings.values()]
-        table.add_row(f"    {TITLES[name]}", *times, " / ".join(f"{s:.2f}×" for s in speed))
+    for layer, *cells in summary(timings):
+        table.add_row(f"    {layer}", *cells)
     console.print(table)
     return timings

@@ -9,8 +9,8 @@ import matplotlib
 from torch import Tensor
 from torch.nn.functional import pad
 
-from tokenmix_ops.bench.layers import TITLES
-from tokenmix_ops.bench.measure import Timings
+from tokenmix_ops.peers import LAYER_TITLES
+from tokenmix_ops.timing import Timings
 from tokenmix_ops.video.data.shapes import MOTIONS
 
 COLOURS = {"spatial": "tab:gray", "released": "tab:blue"}
@@ -68,7 +68,7 @@ def draw(
             height=0.38,
             label=one_pass,
         )
-    axes.set_yticks(range(len(names)), [TITLES[name] for name in names], fontsize=8)
+    axes.set_yticks(range(len(names)), [LAYER_TITLES[name] for name in names], fontsize=8)
     axes.set(xlabel="milliseconds", title="one attention layer, ViT-B/16")
     axes.legend(loc="lower right")
     figure.savefig(path, dpi=110)

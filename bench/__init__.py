@@ -1,0 +1,1 @@
+"""Research programs, run from a checkout: ``python -m bench NAME --results DIR``."""

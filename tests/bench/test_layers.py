@@ -1,0 +1,38 @@
+"""Layers become rows, and a wrong one is not timed."""
+
+import pytest
+import torch
+
+from bench import layers, passes
+from bench.layers import CheckedLayers, layer_rows
+from bench.passes import PASSES
+from tokenmix_ops.peers import LAYER_TITLES
+from tokenmix_ops.timing import HostClock
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    monkeypatch.setattr(passes, "FEWEST_ROUNDS", 2)
+    monkeypatch.setattr(passes, "MOST_ROUNDS", 2)
+
+
+SIZES = {"num_frames": 4, "num_tokens": 10, "num_heads": 2, "dim": 16}
+
+
+def test_layers_become_rows(hasty):
+    shape = {"batch": 2, **SIZES, "dtype": torch.float32, "backend": "eager"}
+    rows = layer_rows(HostClock(), "cpu", 0.0, **shape)
+    assert {row["pass"] for row in rows} == set(PASSES[:2])
+    assert {row["contender"] for row in rows} == LAYER_TITLES.keys()
+    assert all(len(row["rounds_ms"]) == 2 for row in rows)
+    rows = layer_rows(HostClock(), "cpu", 0.0, **shape, rounds=3)
+    assert all(len(row["rounds_ms"]) == 3 for row in rows)
+
+
+def test_layers_of_a_kernel_beyond_the_tolerance_are_not_timed(monkeypatch):
+    real = layers.token_mix_attention
+    monkeypatch.setattr(layers, "token_mix_attention", lambda *a, **k: 1.0001 * real(*a, **k))
+    found = CheckedLayers(*SIZES.values(), "cpu", torch.float32, "eager")
+    assert found.reasons.keys() == {"token_mixing", "token_mixing_gain_off"}
+    assert all("wrong: output: " in why for why in found.reasons.values())
+    assert found.contenders(1).keys() == LAYER_TITLES.keys() - found.reasons.keys()

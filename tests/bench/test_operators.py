@@ -1,0 +1,76 @@
+"""A shape becomes rows, a wrong contender is not timed, and the host is timed too."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+import tokenmix_ops as tm
+from bench import operators, passes, tables
+from bench.floor import Ceilings
+from bench.operators import Shape, host_rows, operator_rows
+from bench.passes import PASSES
+from tokenmix_ops.peers import operators as ways
+from tokenmix_ops.testing import Case
+from tokenmix_ops.timing import HostClock, environment
+
+# Where there is a GPU, the Triton backend runs there alone, and flash attention too.
+ON_GPU = torch.cuda.is_available()
+
+
+TINY = Case(tm.Mixing.released(), batch=2, num_frames=4, num_tokens=18, num_heads=2, head_dim=16)
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    monkeypatch.setattr(passes, "FEWEST_ROUNDS", 2)
+    monkeypatch.setattr(passes, "MOST_ROUNDS", 2)
+
+
+RATES = Ceilings(1e12, 1e11, 1e10)
+
+
+def test_a_shape_becomes_rows_and_a_wrong_contender_is_not_timed(hasty, monkeypatch):
+    real = ways(TINY.plan, compiled=False)
+    calls = {
+        "triton": lambda q, k, v: 1.1 * real["eager"](q, k, v),
+        "eager": real["eager"],
+        "flex": real["flex"],
+        "xformers": "xformers is not installed",
+    }
+    monkeypatch.setattr(operators, "operators", lambda plan, compiled: calls)
+    shape = Shape("tiny", TINY, torch.float32, selected=True)
+    rows = operator_rows(shape, RATES, HostClock(), "cpu", 0.0)
+    assert len(rows) == 3 * 4
+    by_name = {(row["pass"], row["contender"]): row for row in rows}
+    for of_pass in PASSES:
+        assert "wrong: output: " in by_name[of_pass, "triton"]["reason"]
+        assert by_name[of_pass, "xformers"]["reason"] == "xformers is not installed"
+        eager = by_name[of_pass, "eager"]
+        assert len(eager["rounds_ms"]) == 2
+        assert eager["num_keys"] == 4 + 17
+        assert max(eager["relative_error"].values()) < 1e-5
+    assert "median_ms" in by_name["forward", "flex"]
+    assert "backward on CPU" in by_name["backward", "flex"]["reason"]
+    json.dumps(rows)
+
+
+@pytest.mark.skipif(ON_GPU, reason="Triton's interpreter computes this where there is no GPU")
+def test_the_triton_backend_is_timed_and_its_bits_compared(hasty, monkeypatch):
+    small = replace(TINY, num_tokens=6, num_heads=1)
+    calls = {"triton": ways(small.plan)["triton"]}
+    monkeypatch.setattr(operators, "operators", lambda plan, compiled: calls)
+    shape = Shape("tiny", small, torch.float32, passes=("backward",), selected=True)
+    (row,) = operator_rows(shape, RATES, HostClock(), "cpu", 0.0)
+    assert row["deterministic"] is True
+    assert row["median_ms"] > 0
+
+
+def test_the_host_becomes_rows(monkeypatch):
+    monkeypatch.setattr(operators, "CALLS", 2)
+    monkeypatch.setattr(operators, "REPEATS", 2)
+    rows = host_rows(HostClock(), "cpu", backend="eager")
+    assert {row["contender"] for row in rows} == {"eager", "sdpa"}
+    assert all(len(row["rounds_us"]) == 2 for row in rows)
+    assert "sdpa" in tables.host_table([{**row, **environment()} for row in rows])

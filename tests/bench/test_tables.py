@@ -1,0 +1,152 @@
+"""What tables say of rows: figures, targets met and missed, what did not run."""
+
+import pytest
+
+from bench import gpu, tables
+from bench.tables import (
+    FROZEN_PATCHES,
+    KINDS,
+    PAPER_GB,
+    TOKEN_MIXING,
+    memory_table,
+    out_of_order,
+    rank_correlation,
+    training_table,
+)
+
+ABOUT = {
+    "suite": "gpu",
+    "hardware": "NVIDIA H200",
+    "driver": "580.1",
+    "cuda": "13.0",
+    "cudnn": 91000,
+    "torch": "2.11.0",
+    "triton": "3.6.0",
+    "tokenmix_ops": "0.1.0",
+    "commit": "0123456789",
+    "date": "2026-11-23",
+    "tests": "passed",
+}
+
+
+def made_up(shape, of_pass, contender, rounds, part="operator", **more):
+    about = {**ABOUT, "part": part, "shape": shape, "pass": of_pass, "contender": contender}
+    sizes = {"batch": 64, "num_frames": 8, "num_tokens": 197, "num_heads": 12, "floor_ms": 0.09}
+    timed = {"rounds_ms": rounds, "median_ms": sorted(rounds)[len(rounds) // 2]} if rounds else {}
+    return {**about, **sizes, **timed, **more}
+
+
+@pytest.fixture
+def rows():
+    layer = {"part": "layer", "shape": "layer, B = 64", "of_pass": "forward + backward"}
+    host = {**ABOUT, "part": "host", "pass": "no autograd", "contender": "triton"}
+    ceiling = {"dtype": "bfloat16", "tflops": 780.0, "terabytes_per_s": 4.3}
+    return [
+        {**ABOUT, "part": "ceilings", **ceiling},
+        made_up("main", "forward", "triton", [0.1, 0.1, 0.1], extra_mb=4.84),
+        made_up("main", "forward", "naive_gather", [2.0, 2.2, 1.8]),
+        made_up("main", "forward", "flex", [0.14, 0.14, 0.14]),
+        made_up("main", "forward", "sdpa_cudnn", [], reason="has no way to apply the gain"),
+        made_up("main", "backward", "triton", [0.3, 0.3, 0.3], deterministic=True, extra_mb=155.0),
+        made_up("main, gain off", "forward", "triton", [0.1, 0.1, 0.1]),
+        made_up("main, gain off", "forward", "sdpa_flash", [0.3, 0.3, 0.3]),
+        made_up("main, gain off", "forward", "sdpa_cudnn", [0.2, 0.2, 0.2]),
+        made_up(**layer, contender="token_mixing", rounds=[1.0, 1.0, 1.0]),
+        made_up(**layer, contender="spatial_sdpa", rounds=[1.6, 1.6, 1.6]),
+        {**host, "median_us": 12.5},
+    ]
+
+
+def test_the_table_names_what_is_met_and_what_is_short(rows):
+    table = tables.gpu_table(rows)
+    for line in (
+        "| forward against the naive gather | 20.00× (18.00–22.00) | ≥ 15× | met |",
+        "| forward against gather + FlexAttention | 1.40× (1.40–1.40) | ≥ 1.5× | short |",
+        "| forward against gather + the best SDPA backend, gain off | 2.00× (2.00–2.00, cuDNN) | "
+        "≥ 1.5× | met |",
+        "| forward, fraction of the floor | 90% | ≥ 60% | met |",
+        "| backward, fraction of the floor | 30% | ≥ 50% | short |",
+        "| memory of a forward pass beyond inputs and results | 4.8 MB | a float32 for each query "
+        "| met |",
+        "| memory of a backward pass beyond inputs and results | 155.0 MB | a float32 for each "
+        "query | short |",
+        "| backward, twice over the same inputs | the same bits twice | the same bits | met |",
+        "| host, one call without autograd | 12.5 µs | ≤ 15 µs | met |",
+        "| main | forward | 0.1 | 90% |  | 20.00× |  | 1.40× |  |",
+        "- Not run: gather + SDPA, cuDNN (main): has no way to apply the gain",
+    ):
+        assert line in table.splitlines()
+    assert "1.60× (1.60–1.60) | ≥ 1.5× | met" in table
+    assert "| adjacent: forward against gather + the best SDPA backend | not measured |" in table
+    assert "780 TFLOP/s in bfloat16" in table
+    assert "NVIDIA H200, driver 580.1, CUDA 13.0" in table
+
+
+def test_the_picture_is_drawn(rows, tmp_path):
+    pytest.importorskip("matplotlib")
+    gpu.draw(rows, tmp_path / "gpu-h200.png")
+    assert (tmp_path / "gpu-h200.png").stat().st_size > 10_000
+
+
+def test_the_operator_table_has_a_column_for_each_contender_that_ran(rows):
+    timed = [row for row in rows if row["part"] == "operator"]
+    table = tables.operator_table(timed).splitlines()
+    assert table[0].startswith("| shape | pass | tokenmix_ops, Triton | naive gather")
+    assert table[2].startswith("| main | forward | 0.1 | 2 | 0.14 |")
+    assert table[-1] == "- Not run: gather + SDPA, cuDNN (main): has no way to apply the gain"
+
+
+def test_orders_are_compared():
+    paper = {"a": 1.0, "b": 2.0, "c": 3.0}
+    assert rank_correlation({"a": 5, "b": 6, "c": 7}, paper) == 1
+    assert rank_correlation({"a": 7, "b": 6, "c": 5}, paper) == -1
+    assert rank_correlation({"a": 6, "b": 5, "c": 7}, paper) == 0.5
+    assert out_of_order({"a": 6, "b": 5, "c": 7}, paper) == [("a", "b")]
+
+
+FINE_TUNING = {
+    **{"batch": 16, "num_frames": 8, "image_size": 224, "length": 40, "vision": {}, "text": {}},
+    **{"torch": "2.11.0", "tokenmix_ops": "0.1.0", "commit": "0123456789", "date": "2026-11-23"},
+    **{"device": "h200", "hardware": "NVIDIA H200", "driver": "580.1", "cuda": "13.0"},
+}
+
+
+def test_the_memory_table_stands_beside_the_papers():
+    rows = [
+        {
+            **FINE_TUNING,
+            **{"run": name, "way": "published", "dtype": "float32", "updated": 1_500_000},
+            "peak_gib": gb - 3 + 4 * (name == "bitfit"),
+            **dict.fromkeys(KINDS, 1.0),
+        }
+        for name, gb in PAPER_GB.items()
+    ]
+    table = memory_table(rows).splitlines()
+    assert "| full | 1.50 |  |  | 25.6 |  | 28.6 |" in table
+    pairs = "bitfit and token_mixing (P), bitfit and adapter, bitfit and st_adapter"
+    assert f"| authors' way, float32 | 0.79 | {pairs} |" in table
+
+
+def test_the_table_of_a_gpu_names_what_is_met_and_what_is_short():
+    def row(name, way, dtype, rounds, heat="targets"):
+        figures = {"rounds_ms": rounds, "steps_per_s": 1e3 / rounds[0], "peak_gib": 12.34}
+        return {**FINE_TUNING, "run": name, "way": way, "dtype": dtype, "heat": heat, **figures}
+
+    failed = row("full", "published", "float32", [1.0], "full")
+    failed = {k: v for k, v in failed.items() if k not in ("rounds_ms", "steps_per_s", "peak_gib")}
+    rows = [
+        row(TOKEN_MIXING, "tokenmix_ops", "bfloat16", [100.0, 110.0, 100.0]),
+        row(FROZEN_PATCHES, "tokenmix_ops", "bfloat16", [80.0, 80.0, 80.0]),
+        row(TOKEN_MIXING, "published", "float32", [400.0, 440.0, 400.0]),
+        {**failed, "reason": "out of memory"},
+    ]
+    table = training_table(rows).splitlines()
+    for line in (
+        f"| {TOKEN_MIXING} against the authors' way in float32 | 4.00× | 4.00–4.00 | ≥ 3×, met |",
+        "| with the patch embedding frozen, against updating it | 1.25× | 1.25–1.38 | ≥ 2×, short "
+        "|",
+        f"| {TOKEN_MIXING} | 10 | 12.3 | 2.5 | 12.3 |",
+        "| full |  |  | – | – |",
+        "- Not run: full, published, float32: out of memory",
+    ):
+        assert line in table

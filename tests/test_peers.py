@@ -1,0 +1,128 @@
+"""Peers compute what they claim to, or say why they cannot."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import tokenmix_ops as tm
+from bench.operators import ADJACENT, OFF
+from bench.passes import failure, fault, relative_errors
+from tokenmix_ops.mixing import Mixing
+from tokenmix_ops.modules import TokenMixAttention
+from tokenmix_ops.peers import (
+    LAYER_TITLES,
+    OPERATOR_TITLES,
+    SELECTED,
+    NaiveGather,
+    SpatialSDPA,
+    blip_layer,
+    layers_on,
+    mixing_layer,
+)
+from tokenmix_ops.peers import operators as ways
+from tokenmix_ops.reference import token_mix_attention_ref
+from tokenmix_ops.testing import Case, output_and_gradients
+
+# Where there is a GPU, the Triton backend runs there alone, and flash attention too.
+ON_GPU = torch.cuda.is_available()
+
+
+TINY = Case(tm.Mixing.released(), batch=2, num_frames=4, num_tokens=18, num_heads=2, head_dim=16)
+
+
+MIXINGS = (TINY.mixing, OFF, ADJACENT, tm.Mixing.adjacent((1, -1), cross_frame_gain=0.7))
+
+
+GPU_ONLY = ("sdpa_cudnn", "sdpa_efficient", "cudnn_selected", "xformers", "flash_attn")
+
+
+@pytest.mark.parametrize("name", OPERATOR_TITLES)
+@pytest.mark.parametrize("mixing", MIXINGS, ids=repr)
+def test_contenders_compute_the_oracle(mixing, name):
+    case = replace(TINY, mixing=mixing)
+    device = "cuda" if ON_GPU and name.startswith("triton") else "cpu"
+    plan = case.plan_on(device)
+    call = ways(plan, compiled=False)[name]
+    if isinstance(call, str):
+        assert name not in ("triton", "eager", "flex", "spatial_sdpa")
+        return
+    inputs = tuple(t.detach() for t in case.inputs(torch.float32, device))
+    expected_plan = (
+        replace(case, mixing=tm.Mixing.spatial()).plan if name == "spatial_sdpa" else plan
+    )
+    doubles = tuple(t.double().cpu() for t in inputs)
+    output_grad = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(1))
+
+    def oracle(query, key, value):
+        on_cpu = replace(expected_plan, **tables(expected_plan))
+        return token_mix_attention_ref(query, key, value, on_cpu)
+
+    exact = output_and_gradients(oracle, doubles, output_grad.double())
+    if name in SELECTED:
+        index = plan.key_index[0]
+        inputs = (inputs[0], *(t.flatten(1, 2).index_select(1, index) for t in inputs[1:]))
+        for key in ("key gradient", "value gradient"):
+            exact[key] = exact[key].flatten(1, 2).index_select(1, index.cpu())
+    if name in GPU_ONLY:
+        assert failure(lambda: call(*inputs))
+        return
+    output = {"output": call(*inputs).cpu()}
+    assert output["output"].shape == inputs[0].shape
+    assert fault(relative_errors(output, exact), torch.float32) is None
+    if name != "flex":  # which has no gradient on CPUs
+        found = output_and_gradients(call, inputs, output_grad.to(device))
+        found = {key: value.cpu() for key, value in found.items()}
+        assert fault(relative_errors(found, exact), torch.float32) is None
+
+
+@pytest.mark.interfaces
+@pytest.mark.parametrize("name", ["flex", "xformers", "flash_attn", "sdpa_efficient"])
+def test_peers_compute_the_oracle_or_say_why_not(name):
+    test_contenders_compute_the_oracle(TINY.mixing, name)
+
+
+def tables(plan):
+    return {name: getattr(plan, name).cpu() for name in ("key_index", "key_frame")}
+
+
+def test_what_has_no_way_to_compute_a_call_says_so():
+    with_gain, without = (ways(replace(TINY, mixing=m).plan) for m in MIXINGS[:2])
+    assert list(with_gain) == list(without) == list(OPERATOR_TITLES)
+    for name in ("sdpa_flash", "sdpa_cudnn", "cudnn_selected", "xformers"):
+        assert with_gain[name] == "has no way to apply the gain"
+    assert callable(without["sdpa_cudnn"])
+    per_frame = ways(replace(TINY, mixing=ADJACENT).plan)
+    assert per_frame["triton_selected"] == "frames share no key set"
+    assert per_frame["naive_gather"] == "published for the released mixing only"
+
+
+@pytest.fixture
+def weights():
+    torch.manual_seed(0)
+    return TokenMixAttention(32, 4, 4, dtype=torch.float64)
+
+
+@pytest.fixture
+def tokens():
+    return torch.randn(8, 18, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.interfaces
+def test_contenders_of_one_kind_compute_the_same(weights, tokens):
+    spatial = mixing_layer(weights, Mixing.spatial())(tokens)
+    assert torch.allclose(SpatialSDPA(weights)(tokens), spatial, atol=1e-12)
+    assert torch.allclose(blip_layer(weights, 32)(tokens), spatial, atol=1e-12)
+    for gain in (0.8, 1.0):
+        mixed = mixing_layer(weights, Mixing.released(cross_frame_gain=gain))(tokens)
+        # Its logits are float32, as published.
+        assert torch.allclose(NaiveGather(weights, gain)(tokens), mixed, atol=1e-5)
+    assert not torch.allclose(mixed, spatial, atol=1e-2)
+
+
+def test_all_contenders_share_their_weights():
+    layers = layers_on(TokenMixAttention(32, 4, 4))
+    assert list(layers) == list(LAYER_TITLES)
+    tokens = torch.randn(4, 18, 32)
+    layers["token_mixing"](tokens).sum().backward()
+    assert layers["naive_gather"].qkv.weight.grad is not None

@@ -1,1 +1,0 @@
-"""Benchmarks: contenders are timed side by side, rows of data are written, tables rendered."""

@@ -1,0 +1,353 @@
+"""What token mixing is compared with: naive gather, other libraries' attention, BLIP's own layer.
+
+Functions of the operator take query, key and value [batch, num_frames, num_tokens, num_heads,
+head_dim] and return the shape of query; all but ``spatial_sdpa`` compute what a plan says. Layers
+take tokens [batch * num_frames, num_tokens, dim], return the same shape, and share their weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+import tokenmix_ops as tm
+from tokenmix_ops.mixing import Mixing
+from tokenmix_ops.modules import TokenMixAttention
+from tokenmix_ops.plan import Plan
+from tokenmix_ops.timing import Timings, environment, figures, ratio, time_side_by_side
+
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+Layer = Callable[[Tensor], Tensor]
+
+SDPA = {
+    "sdpa_flash": SDPBackend.FLASH_ATTENTION,
+    "sdpa_cudnn": SDPBackend.CUDNN_ATTENTION,
+    "sdpa_efficient": SDPBackend.EFFICIENT_ATTENTION,
+}
+SELECTED = ("triton_selected", "cudnn_selected")
+"""Those that take key and value already selected, [batch, num_keys, num_heads, head_dim]."""
+
+OPERATOR_TITLES = {
+    "triton": "tokenmix_ops, Triton",
+    "triton_selected": "tokenmix_ops, Triton, keys already selected",
+    "eager": "tokenmix_ops, eager",
+    "naive_gather": "naive gather, as published",
+    "sdpa_flash": "gather + SDPA, flash",
+    "sdpa_cudnn": "gather + SDPA, cuDNN",
+    "sdpa_efficient": "gather + SDPA, efficient",
+    "cudnn_selected": "SDPA, cuDNN, keys already selected",
+    "flex": "gather + FlexAttention, compiled",
+    "xformers": "gather + xformers",
+    "flash_attn": "gather + flash-attn",
+    "spatial_sdpa": "SDPA without any mixing",
+}
+
+
+def operators(plan: Plan, compiled: bool = True) -> dict[str, Attention | str]:
+    """By name, in the order of `OPERATOR_TITLES`: a function, or the reason why there is none.
+
+    ``compiled`` False leaves FlexAttention uncompiled, which is slow and for checks only. Whether
+    this machine can run a function shows when it is called.
+    """
+    gain = "has no way to apply the gain" if plan.scales_logits else None
+    per_frame = None if plan.rows == "shared" else "frames share no key set"
+    found: dict[str, Attention | str] = {
+        "triton": _tokenmix("triton", plan),
+        "triton_selected": per_frame or _tokenmix("triton", plan),
+        "eager": _tokenmix("eager", plan),
+        "naive_gather": "published for the released mixing only",
+    }
+    if plan.mixing.kind == "released" and plan.num_prefix_tokens == 1:
+        found["naive_gather"] = partial(naive_gather, gain=plan.cross_frame_gain)
+    for name, backend in SDPA.items():
+        found[name] = gain or _on_gathered(partial(_sdpa, backend), plan)
+    cudnn = partial(_sdpa, SDPBackend.CUDNN_ATTENTION)
+    found["cudnn_selected"] = gain or per_frame or _on_gathered(cudnn, plan, selected=True)
+    found["flex"] = _on_gathered(_flex(plan, compiled), plan)
+    for name, package, peer in (
+        ("xformers", "xformers", _xformers),
+        ("flash_attn", "flash_attn", _flash_attn),
+    ):
+        missing = None if find_spec(package) else f"{package} is not installed"
+        found[name] = gain or missing or _on_gathered(peer, plan)
+    found["spatial_sdpa"] = spatial_sdpa
+    return found
+
+
+def _tokenmix(backend: str, plan: Plan) -> Attention:
+    return partial(tm.token_mix_attention, mixing=plan, backend=backend)
+
+
+def naive_gather(query: Tensor, key: Tensor, value: Tensor, gain: float) -> Tensor:
+    """The authors' published way: keys indexed, logits masked, in float32.
+
+    At every call the index is rebuilt, and for a gain a mask as large as the logits [batch,
+    num_heads, num_frames * num_tokens, num_keys]; keys lie grouped by frame, the prefix is [CLS].
+    """
+    num_frames, num_tokens, head_dim = query.shape[1], query.shape[2], query.shape[4]
+    device = query.device
+    query, key, value = (t.flatten(1, 2).transpose(1, 2) for t in (query, key, value))
+    # Slices where they compared, which on a GPU would wait for every index.
+    patches = torch.arange(num_tokens - 1, device=device)
+    groups = [patches[source::num_frames] for source in range(num_frames)]
+    index = [torch.arange(num_frames, device=device) * num_tokens]
+    index += [source * num_tokens + 1 + group for source, group in enumerate(groups)]
+    keys = torch.cat(index)
+    logits = query.float() @ key[:, :, keys].float().transpose(-2, -1)
+    logits = logits * head_dim**-0.5
+    if gain != 1.0:
+        unscaled = torch.zeros(logits.shape, device=device)
+        unscaled[..., :num_frames] = 1
+        start = num_frames
+        for source, group in enumerate(groups):
+            rows = slice(source * num_tokens, (source + 1) * num_tokens)
+            unscaled[:, :, rows, start : start + len(group)] = 1
+            start += len(group)
+        logits = logits * (unscaled + (1 - unscaled) * gain)
+    weights = logits.softmax(dim=-1).to(value.dtype)
+    mixed = (weights @ value[:, :, keys]).transpose(1, 2)
+    return mixed.unflatten(1, (num_frames, num_tokens))
+
+
+def spatial_sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Plain attention inside each frame: another function, for comparison."""
+    of_frames = (t.flatten(0, 1) for t in (query, key, value))
+    mixed = _heads_first(scaled_dot_product_attention)(*of_frames)
+    return mixed.unflatten(0, query.shape[:2])
+
+
+def _on_gathered(attend: Attention, plan: Plan, selected: bool = False) -> Attention:
+    """Attention of tensors [.., queries or keys, num_heads, head_dim], on a plan's gathered keys.
+
+    Frames that share keys go together; else each is a batch entry of its own.
+    """
+    shared = plan.rows == "shared"
+    index = plan.key_index.flatten()
+
+    def gathered(tokens: Tensor) -> Tensor:
+        keys = tokens.flatten(1, 2).index_select(1, index)
+        return keys if shared else keys.unflatten(1, plan.key_index.shape).flatten(0, 1)
+
+    def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        if not selected:
+            key, value = gathered(key), gathered(value)
+        mixed = attend(query.flatten(1, 2) if shared else query.flatten(0, 1), key, value)
+        return mixed.unflatten(1 if shared else 0, query.shape[1:3] if shared else query.shape[:2])
+
+    return attention
+
+
+def _heads_first(attend: Callable[..., Any]) -> Attention:
+    def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        mixed: Tensor = attend(*(t.transpose(1, 2) for t in (query, key, value)))
+        return mixed.transpose(1, 2)
+
+    return attention
+
+
+def _sdpa(backend: SDPBackend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    with sdpa_kernel(backend):
+        return _heads_first(scaled_dot_product_attention)(query, key, value)
+
+
+def _flex(plan: Plan, compiled: bool) -> Attention:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    key_frame, gain, num_tokens = plan.key_frame, plan.cross_frame_gain, plan.num_tokens
+    num_frames, shared = plan.num_frames, plan.rows == "shared"
+
+    def gained(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        frame = query // num_tokens if shared else batch % num_frames
+        of_key = key_frame[0 if shared else frame, key]
+        return torch.where((of_key == frame) | (of_key == -1), score, score * gain)
+
+    # Whole and for one shape: beyond its limit of shapes it would fall back in silence.
+    attend: Any = flex_attention
+    if compiled:
+        attend = torch.compile(flex_attention, dynamic=False, fullgraph=True)
+    return _heads_first(partial(attend, score_mod=gained) if plan.scales_logits else attend)
+
+
+def _xformers(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    from xformers.ops import memory_efficient_attention
+
+    mixed: Tensor = memory_efficient_attention(query, key, value)
+    return mixed
+
+
+def _flash_attn(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    from flash_attn import flash_attn_func
+
+    mixed: Tensor = flash_attn_func(query, key, value)
+    return mixed
+
+
+class SpatialSDPA(nn.Module):
+    """Plain attention inside each frame through PyTorch's fused attention."""
+
+    def __init__(self, weights: TokenMixAttention) -> None:
+        super().__init__()
+        self.qkv, self.proj, self.num_heads = weights.qkv, weights.proj, weights.num_heads
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        qkv = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1))
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        mixed = scaled_dot_product_attention(query, key, value)
+        return self.proj(mixed.transpose(1, 2).flatten(2))
+
+
+class NaiveGather(nn.Module):
+    """The authors' published way: everything projected, then `naive_gather`."""
+
+    def __init__(self, weights: TokenMixAttention, cross_frame_gain: float = 0.8) -> None:
+        super().__init__()
+        self.qkv, self.proj, self.num_heads = weights.qkv, weights.proj, weights.num_heads
+        self.num_frames, self.cross_frame_gain = weights.num_frames, cross_frame_gain
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        qkv = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1))
+        query, key, value = qkv.unflatten(0, (-1, self.num_frames)).unbind(3)
+        mixed = naive_gather(query, key, value, self.cross_frame_gain)
+        return self.proj(mixed.reshape(*tokens.shape))
+
+
+def blip_layer(weights: TokenMixAttention, dim: int) -> Layer:
+    """transformers' own BLIP attention, a plain product and softmax inside each frame."""
+    from transformers import BlipVisionConfig
+    from transformers.models.blip.modeling_blip import BlipAttention
+
+    layer = BlipAttention(BlipVisionConfig(hidden_size=dim, num_attention_heads=weights.num_heads))
+    layer.qkv, layer.projection = weights.qkv, weights.proj
+    return lambda tokens: layer(tokens)[0]
+
+
+def mixing_layer(weights: TokenMixAttention, mixing: Mixing, backend: str | None = None) -> Layer:
+    """This project's layer on the given weights."""
+    dim = weights.qkv.in_features
+    layer = TokenMixAttention(
+        dim, weights.num_heads, weights.num_frames, mixing, backend=backend, device="meta"
+    )
+    layer.qkv, layer.proj = weights.qkv, weights.proj
+    return layer
+
+
+def layers_on(weights: TokenMixAttention, backend: str | None = None) -> dict[str, Layer]:
+    """The layers by name, on the same weights; ``backend`` is that of this project's.
+
+    BLIP's own is among them if transformers is installed.
+    """
+    layers: dict[str, Layer] = {}
+    if find_spec("transformers"):
+        layers["blip"] = blip_layer(weights, weights.dim)
+    layers["spatial_sdpa"] = SpatialSDPA(weights)
+    layers["naive_gather"] = NaiveGather(weights)
+    for name, gain in (("token_mixing_gain_off", 1.0), ("token_mixing", 0.8)):
+        layers[name] = mixing_layer(weights, Mixing.released(cross_frame_gain=gain), backend)
+    return layers
+
+
+LAYER_TITLES = {
+    "blip": "BLIP's own, transformers",
+    "spatial_sdpa": "plain spatial, SDPA",
+    "naive_gather": "naive gather, gain 0.8",
+    "token_mixing_gain_off": "token mixing, gain off",
+    "token_mixing": "token mixing, gain 0.8",
+}
+
+
+LAYER_SHAPE = {"batch": 2, "num_frames": 8, "num_tokens": 197, "dim": 768}
+LAYER_HEADS = 12
+"""One attention layer of BLIP ViT-B/16, and what it is timed on."""
+
+
+def blip_sized_layers() -> dict[str, Layer]:
+    """`layers_on` random weights of BLIP ViT-B/16's size, for 8 frames."""
+    torch.manual_seed(0)
+    dim, num_frames = LAYER_SHAPE["dim"], LAYER_SHAPE["num_frames"]
+    return layers_on(TokenMixAttention(dim, LAYER_HEADS, num_frames))
+
+
+def time_layers(
+    layers: dict[str, Layer],
+    *,
+    batch: int,
+    num_frames: int,
+    num_tokens: int,
+    dim: int,
+    rounds: int,
+    progress: Callable[[int, int], object] | None = None,
+) -> dict[str, Timings]:
+    """Seconds of layers on the CPU by name, of passes "forward" and "forward + backward".
+
+    ``progress`` is called with the rounds done and their total.
+    """
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randn(batch * num_frames, num_tokens, dim, generator=generator)
+    output_grad = torch.randn(tokens.shape, generator=generator)
+
+    def forward(layer: Layer) -> Callable[[], object]:
+        def run() -> None:
+            with torch.no_grad():
+                layer(tokens)
+
+        return run
+
+    def forward_backward(layer: Layer) -> Callable[[], object]:
+        def run() -> None:
+            leaf = tokens.detach().requires_grad_()
+            layer(leaf).backward(output_grad)
+
+        return run
+
+    timings = {}
+    for number, (name, make) in enumerate(
+        (("forward", forward), ("forward + backward", forward_backward))
+    ):
+        done_before = number * rounds
+
+        def report(done: int, before: int = done_before) -> None:
+            if progress is not None:
+                progress(before + done, 2 * rounds)
+
+        timings[name] = time_side_by_side(
+            {key: make(layer) for key, layer in layers.items()}, rounds, report
+        )
+    return timings
+
+
+def layer_rows(timings: dict[str, Timings]) -> list[dict[str, Any]]:
+    """Rows of data of `time_layers` at `LAYER_SHAPE`."""
+    return [
+        {
+            "suite": "layer",
+            "device": "cpu",
+            "dtype": "float32",
+            **LAYER_SHAPE,
+            "num_heads": LAYER_HEADS,
+            "pass": name,
+            "contender": contender,
+            **figures(seconds),
+            **environment(),
+        }
+        for name, of_pass in timings.items()
+        for contender, seconds in of_pass.items()
+    ]
+
+
+def summary(timings: dict[str, Timings]) -> list[tuple[str, ...]]:
+    """Lines of a table of `time_layers`: the layer, milliseconds of each pass, and how many times
+    faster than plain spatial attention each pass is."""
+    lines = []
+    for name in timings["forward"]:
+        times = [f"{1e3 * median(of_pass[name]):.0f} ms" for of_pass in timings.values()]
+        speed = [ratio(of_pass, "spatial_sdpa", name)[0] for of_pass in timings.values()]
+        lines.append((LAYER_TITLES[name], *times, " / ".join(f"{s:.2f}×" for s in speed)))
+    return lines
