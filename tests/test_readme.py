@@ -26,7 +26,7 @@ def pages():
 
 def links(text):
     """Targets of links and images, outside code."""
-    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    text = re.sub(r"```.*?```|`[^`\n]*`(?!\])", "", text, flags=re.DOTALL)
     return re.findall(r"\]\(([^)\s]+)\)", text)
 
 
