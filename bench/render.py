@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.rows import read_rows
-from bench.tables import TABLES
+from bench.tables import TABLES, headlines_table
 
 BEGIN, END = "<!-- rendered: {} -->", "<!-- end of rendered -->"
 
@@ -22,13 +22,17 @@ def rendered(text: str, results: Path) -> str:
         if stop < 0 or end < stop:
             raise ValueError("a rendered block has no end")
         name = text[start + len("<!-- rendered: ") : stop]
-        if name.split("-")[0] not in TABLES:
-            raise ValueError(f"unknown rendered block {name!r}")
-        file = results / f"{name}.jsonl"
-        table = TABLES[name.split("-")[0]](read_rows(file)) if file.exists() else "Not measured."
+        table = headlines_table(results) if name == "headlines" else _table(name, results)
         out += [text[position:start], BEGIN.format(name), "\n", table, "\n"]
         position = end
     return "".join(out) + text[position:]
+
+
+def _table(name: str, results: Path) -> str:
+    suite, file = name.split("-")[0], results / f"{name}.jsonl"
+    if suite not in TABLES:
+        raise ValueError(f"unknown rendered block {name!r}")
+    return TABLES[suite](read_rows(file)) if file.exists() else "Not measured."
 
 
 def update(pages: Sequence[Path], results: Path, check: bool = False) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
+from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from bench.rows import Row
+from bench.rows import Row, read_rows
 from bench.targets import OTHERS, TARGETS, Results, contender_title, order, short
 from tokenmix_ops.peers import LAYER_TITLES
 from tokenmix_ops.timing import Timings, ratio
@@ -545,6 +546,42 @@ def loading_table(rows: Sequence[Row]) -> str:
 def _files(row: Row) -> str:
     like = row["videos"]
     return f"{like['width']}×{like['height']}, {like['seconds']:g} s at {like['rate']} a second"
+
+
+HEADLINES = (
+    ("whole layer, forward, gain off", "forward", "token_mixing_gain_off", "spatial_sdpa"),
+    (
+        "whole layer, forward + backward, gain off",
+        "forward + backward",
+        "token_mixing_gain_off",
+        "spatial_sdpa",
+    ),
+    ("whole layer, forward, gain 0.8", "forward", "token_mixing", "naive_gather"),
+)
+"""What is measured, its pass, the layer, and the one that it is compared with."""
+
+
+def headlines_table(results: Path) -> str:
+    """The ratios that README.md shows, from the files in a folder of results."""
+    layer, rerank = results / "layer-cpu.jsonl", results / "rerank-cpu.jsonl"
+    if not (layer.exists() and rerank.exists()):
+        return "Not measured."
+    rows = read_rows(layer)
+    seconds = {(row["pass"], row["contender"]): row["rounds_ms"] for row in rows}
+    lines = ["| float32, two cores | against | times as fast |", "|---|---|---:|"]
+    for what, of_pass, name, other in HEADLINES:
+        timings = {key: seconds[of_pass, key] for key in (name, other)}
+        lines.append(f"| {what} | {LAYER_TITLES[other]} | {ratio(timings, other, name)[0]:.2f} |")
+    ranked = next(row for row in read_rows(rerank) if row["contender"] == "for_every_text")
+    lines.append(f"| re-ranking videos for a text | transformers | {ranked['ratio']:.1f} |")
+    row = rows[0]
+    gpu = "" if list(results.glob("gpu-*.jsonl")) else " No GPU has been measured yet."
+    lines += [
+        "",
+        f"BLIP ViT-B/16, 8 frames at 224 pixels; {row['hardware']}, {row['threads']} threads, "
+        f"PyTorch {row['torch']}, {row['date']}.{gpu}",
+    ]
+    return "\n".join(lines)
 
 
 TABLES = {

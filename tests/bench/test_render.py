@@ -1,5 +1,9 @@
 """Tables land in their blocks, and stale ones show."""
 
+import json
+from pathlib import Path
+from statistics import median
+
 import pytest
 
 from bench import render
@@ -8,6 +12,7 @@ from tokenmix_ops import peers
 from tokenmix_ops.modules import TokenMixAttention
 from tokenmix_ops.peers import LAYER_TITLES, layers_on, time_layers
 
+RESULTS = Path(__file__).parents[2] / "results"
 TEXT = "before\n<!-- rendered: layer-cpu -->\nold\n<!-- end of rendered -->\nafter\n"
 
 
@@ -59,3 +64,19 @@ def test_pages_are_filled_and_stale_ones_named(tmp_path):
 def test_broken_blocks_are_errors(tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
         render.rendered(text, tmp_path)
+
+
+def test_headlines_are_the_ratios_of_the_rows(tmp_path):
+    block = TEXT.replace("layer-cpu", "headlines")
+    assert render.rendered(block, tmp_path) == block.replace("old", "Not measured.")
+    for name in ("layer-cpu.jsonl", "rerank-cpu.jsonl"):
+        (tmp_path / name).write_text((RESULTS / name).read_text())
+    text = render.rendered(block, tmp_path)
+    rows = [json.loads(line) for line in (RESULTS / "layer-cpu.jsonl").read_text().splitlines()]
+    of_forward = {r["contender"]: r["rounds_ms"] for r in rows if r["pass"] == "forward"}
+    pairs = zip(of_forward["spatial_sdpa"], of_forward["token_mixing_gain_off"], strict=True)
+    ratio = median(slow / fast for slow, fast in pairs)
+    assert f"| whole layer, forward, gain off | plain spatial, SDPA | {ratio:.2f} |" in text
+    assert "No GPU has been measured yet." in text
+    (tmp_path / "gpu-h200.jsonl").write_text("")
+    assert "No GPU" not in render.rendered(block, tmp_path)
