@@ -475,7 +475,7 @@ def test_starting_again_and_going_on_with_something_else(
         sentence = refused(*changed)
         assert f"{out} is of another experiment: {text}; give the same" in sentence
     sentence = refused(*training("retrieval", out, "--resume", select_on="none"))
-    assert "experiment.yaml is of task captioning, wanted retrieval" in sentence
+    assert "experiment.yaml: expected task retrieval, got captioning" in sentence
     # What it was begun with need not be said again, nor where, if it is there by default.
     assert tokenmix("caption", "train", "--out", str(out), "--resume")[0] == 0
     out.rename(tmp_path / "captioning")

@@ -10,43 +10,37 @@ from typing import Literal
 from tyro.conf import OmitArgPrefixes, Positional
 from tyro.extras import SubcommandApp
 
-from tokenmix_ops.video.cli import training
+from tokenmix_ops.video.cli.figures import show_scores
+from tokenmix_ops.video.cli.train import Launch
+from tokenmix_ops.video.cli.train import train as run
 from tokenmix_ops.video.experiments.settings import Captioning, Opening
 
 _AS_IT_IS = Opening()
 
 
-def commands(default: Captioning) -> SubcommandApp:
-    """The subcommands; ``default`` is what `train` starts from before its flags."""
+def commands(default: Captioning, launch: Launch) -> SubcommandApp:
+    """Returns the subcommands; flags of `train` default to ``default`` and ``launch``."""
     app = SubcommandApp()
 
     @app.command
     def train(
         experiment: OmitArgPrefixes[Captioning] = default,
-        out: Path = training.OUT["caption"],
-        config: Path | None = None,
-        tiny: bool = False,
-        resume: bool = False,
-        print_config: bool = False,
-        json: bool = False,
+        launch: OmitArgPrefixes[Launch] = launch,
     ) -> None:
-        """Tunes BLIP on captioned videos; writes a checkpoint with what was updated.
+        """Tunes BLIP on captioned videos; writes a checkpoint of the updated parameters.
 
-        For several GPUs: accelerate launch -m tokenmix_ops.video.cli caption train ...
+        Flags override the config file. On several GPUs: accelerate launch -m
+        tokenmix_ops.video.cli caption train ...
 
         Example: tokenmix caption train --data videos.jsonl --method token_mixing --out runs/mine
 
+        Example: tokenmix caption train --config configs/captioning/msvd.yaml --backbone vit-l16
+
         Args:
-            experiment: settings; flags override those of --config.
-            out: folder for checkpoints, the curve and the states to resume from.
-            config: an experiment file, as those in configs/captioning.
-            tiny: start from a small random model, with settings that suit it, to try things out;
-                token_mixing and spatial update all of it unless --everything says otherwise.
-            resume: go on with the training in --out where it stopped.
-            print_config: print the whole experiment as YAML, and do nothing.
-            json: print the final figures as JSON, and progress on standard error.
+            experiment: what to train, and how.
+            launch: where to start, and where to write.
         """
-        training.train(experiment, out, tiny, resume, print_config, json)
+        run(experiment, launch)
 
     @app.command
     def evaluate(
@@ -107,7 +101,7 @@ def commands(default: Captioning) -> SubcommandApp:
             out=out,
         )
         if scores is not None:
-            training.show_scores(scores, as_json=json, videos=len(captions))
+            show_scores(scores, as_json=json, videos=len(captions))
 
     @app.command
     def predict(

@@ -8,43 +8,37 @@ from typing import Literal
 from tyro.conf import OmitArgPrefixes, Positional
 from tyro.extras import SubcommandApp
 
-from tokenmix_ops.video.cli import training
+from tokenmix_ops.video.cli.figures import show
+from tokenmix_ops.video.cli.train import Launch
+from tokenmix_ops.video.cli.train import train as run
 from tokenmix_ops.video.experiments.settings import Opening, Retrieval
 
 _AS_IT_IS = Opening()
 
 
-def commands(default: Retrieval) -> SubcommandApp:
-    """The subcommands; ``default`` is what `train` starts from before its flags."""
+def commands(default: Retrieval, launch: Launch) -> SubcommandApp:
+    """Returns the subcommands; flags of `train` default to ``default`` and ``launch``."""
     app = SubcommandApp()
 
     @app.command
     def train(
         experiment: OmitArgPrefixes[Retrieval] = default,
-        out: Path = training.OUT["retrieval"],
-        config: Path | None = None,
-        tiny: bool = False,
-        resume: bool = False,
-        print_config: bool = False,
-        json: bool = False,
+        launch: OmitArgPrefixes[Launch] = launch,
     ) -> None:
-        """Tunes BLIP to find videos by text; writes a checkpoint with what was updated.
+        """Tunes BLIP to find videos by text; writes a checkpoint of the updated parameters.
 
-        For several GPUs: accelerate launch -m tokenmix_ops.video.cli retrieval train ...
+        Flags override the config file. On several GPUs: accelerate launch -m
+        tokenmix_ops.video.cli retrieval train ...
 
         Example: tokenmix retrieval train --data videos.jsonl --method token_mixing --out runs/mine
 
+        Example: tokenmix retrieval train --config configs/retrieval/msrvtt.yaml --backbone vit-l16
+
         Args:
-            experiment: settings; flags override those of --config.
-            out: folder for checkpoints, the curve and the states to resume from.
-            config: an experiment file, as those in configs/retrieval.
-            tiny: start from a small random model, with settings that suit it, to try things out;
-                token_mixing and spatial update all of it unless --everything says otherwise.
-            resume: go on with the training in --out where it stopped.
-            print_config: print the whole experiment as YAML, and do nothing.
-            json: print the final figures as JSON, and progress on standard error.
+            experiment: what to train, and how.
+            launch: where to start, and where to write.
         """
-        training.train(experiment, out, tiny, resume, print_config, json)
+        run(experiment, launch)
 
     @app.command
     def evaluate(
@@ -92,7 +86,7 @@ def commands(default: Retrieval) -> SubcommandApp:
             max_unreadable=max_unreadable,
         )
         if figures is not None:
-            training.show(figures, as_json=json)
+            show(figures, as_json=json)
 
     @app.command
     def search(

@@ -38,7 +38,7 @@ def score(
 
     from rich.console import Console
 
-    from tokenmix_ops.video.cli.training import show_scores
+    from tokenmix_ops.video.cli.figures import show_scores
     from tokenmix_ops.video.data.manifest import read_manifest
     from tokenmix_ops.video.metrics.captions import caption_scores
     from tokenmix_ops.video.metrics.files import paired, read_predictions, read_references

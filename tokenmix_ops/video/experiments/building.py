@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -12,27 +10,21 @@ from typing import Any, NamedTuple, cast
 import torch
 from transformers import BlipForConditionalGeneration
 
-from tokenmix_ops.video.blip import Blip, Task, tiny_blip
+from tokenmix_ops.video.blip import Blip, Task
 from tokenmix_ops.video.captioning import VideoCaptioner
 from tokenmix_ops.video.checkpoints import (
     Description,
     TaskModel,
-    complete_folder,
     describe,
     load_updated,
     mixing_layers,
 )
-from tokenmix_ops.video.experiments.settings import Captioning, Retrieval, Videos
+from tokenmix_ops.video.experiments import tiny
+from tokenmix_ops.video.experiments.settings import Captioning, Retrieval, Videos, task_of
 from tokenmix_ops.video.retrieval import VideoRetriever
-from tokenmix_ops.video.text import CaptionTokenizer, clean_caption
+from tokenmix_ops.video.text import CaptionTokenizer
 from tokenmix_ops.video.tuning import Tuning, apply
 from tokenmix_ops.video.weights import load_blip, set_image_size
-
-TINY_SIZE, TINY_PATCH = 56, 8
-"""Frames and patches of ``--tiny``: a 7 × 7 grid, whose width no number of frames divides."""
-
-TINY_FOLDER = "model"
-"""Where an experiment with ``--tiny`` keeps the model that it starts from, in its own folder."""
 
 
 class Loaded(NamedTuple):
@@ -91,16 +83,15 @@ def start(
     named, is that of ``captions``. ``anew``: one that an earlier run left there is replaced, as a
     run that does not resume must; among several processes, by the first.
     """
-    task: Task = "captioning" if isinstance(experiment, Captioning) else "retrieval"
     name = experiment.model
     torch.manual_seed(experiment.training.seed)
     if experiment.tiny:
-        home = folder / TINY_FOLDER
+        home = folder / tiny.FOLDER
         if anew or not home.exists():
-            _make_tiny(experiment, task, captions, home)
+            tiny.write_model(experiment, captions, home)
         name = str(home)
     loaded = load_image_model(
-        task,
+        task_of(experiment),
         name,
         num_frames=experiment.videos.num_frames,
         image_size=experiment.videos.image_size,
@@ -120,7 +111,7 @@ def start(
     _check_mixing(loaded.model, name)
     # A path has to be found from wherever the checkpoint is used.
     here = Path(name).resolve() if Path(name).exists() else name
-    return loaded._replace(name=f"./{TINY_FOLDER}" if experiment.tiny else str(here))
+    return loaded._replace(name=f"./{tiny.FOLDER}" if experiment.tiny else str(here))
 
 
 def load_checkpoint(
@@ -133,8 +124,8 @@ def load_checkpoint(
     """
     description = describe(path)
     name = model or description.model
-    tiny = bool(description.settings.get("tiny"))
-    if model is None and tiny:
+    is_tiny = bool(description.settings.get("tiny"))
+    if model is None and is_tiny:
         name = str(Path(path).parent / name)
     try:
         loaded = load_image_model(
@@ -142,7 +133,7 @@ def load_checkpoint(
             name,
             num_frames=description.num_frames,
             image_size=description.image_size,
-            tokenizer=tokenizer or (None if tiny else description.settings.get("tokenizer")),
+            tokenizer=tokenizer or (None if is_tiny else description.settings.get("tokenizer")),
         )
     except ValueError as error:
         if model is not None or Path(name).exists():
@@ -175,39 +166,6 @@ def load_whole(
     apply(loaded.model, tuning)
     loaded.model.eval()
     return loaded
-
-
-def _make_tiny(
-    experiment: Captioning | Retrieval, task: Task, captions: Sequence[str], home: Path
-) -> None:
-    """Writes the small random model, in place of one that is there; of nothing else."""
-    if home.exists() and not _is_tiny(home):
-        raise ValueError(f"{home} is no model of --tiny: remove it, or choose another --out")
-    tokenizer = (
-        CaptionTokenizer.from_captions(map(clean_caption, captions))
-        if experiment.tokenizer is None
-        else CaptionTokenizer.from_pretrained(experiment.tokenizer)
-    )
-    blip = tiny_blip(
-        task,
-        tokenizer.vocab_size,
-        image_size=experiment.videos.image_size,
-        patch_size=TINY_PATCH,
-    )
-    blip.config.tokenmix = {"tiny": True, "num_frames": experiment.videos.num_frames}
-    with complete_folder(home) as unfinished:
-        blip.save_pretrained(unfinished)
-        tokenizer.save(unfinished)
-        if home.exists():
-            shutil.rmtree(home)
-
-
-def _is_tiny(folder: Path) -> bool:
-    try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
-        return bool(config["tokenmix"]["tiny"])
-    except (OSError, ValueError, LookupError, TypeError):
-        return False
 
 
 def _check_mixing(model: TaskModel, name: str) -> None:

@@ -17,7 +17,7 @@ from tokenmix_ops.video.data.manifest import Manifest
 from tokenmix_ops.video.engine.progress import Progress
 from tokenmix_ops.video.engine.together import by_first
 from tokenmix_ops.video.experiments.building import Loaded
-from tokenmix_ops.video.experiments.files import plain
+from tokenmix_ops.video.experiments.configs import plain
 from tokenmix_ops.video.experiments.settings import Captioning, Decoding
 from tokenmix_ops.video.experiments.splits import split_clips
 from tokenmix_ops.video.metrics.captions import caption_scores, scorers

@@ -21,8 +21,8 @@ from tokenmix_ops.video.engine.placement import start_accelerator
 from tokenmix_ops.video.engine.progress import Evaluation, Progress
 from tokenmix_ops.video.experiments.building import Loaded, load_checkpoint, load_whole
 from tokenmix_ops.video.experiments.captioning import caption_split, write_captions
+from tokenmix_ops.video.experiments.configs import overridden
 from tokenmix_ops.video.experiments.data import check_captions, only_readable, open_data
-from tokenmix_ops.video.experiments.files import overridden
 from tokenmix_ops.video.experiments.retrieval import rank_split
 from tokenmix_ops.video.experiments.settings import Captioning, Opening, Retrieval, Videos
 from tokenmix_ops.video.metrics.captions import (

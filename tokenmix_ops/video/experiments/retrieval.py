@@ -15,7 +15,7 @@ from tokenmix_ops.video.data.dataset import collate
 from tokenmix_ops.video.data.manifest import Manifest
 from tokenmix_ops.video.engine.progress import Progress
 from tokenmix_ops.video.experiments.building import Loaded
-from tokenmix_ops.video.experiments.files import plain
+from tokenmix_ops.video.experiments.configs import plain
 from tokenmix_ops.video.experiments.settings import Retrieval
 from tokenmix_ops.video.experiments.splits import split_clips
 from tokenmix_ops.video.metrics.retrieval import retrieval_scores

@@ -20,13 +20,13 @@ from tokenmix_ops.video.engine.together import raised_on_all
 from tokenmix_ops.video.engine.training import train
 from tokenmix_ops.video.experiments.building import start
 from tokenmix_ops.video.experiments.captioning import CaptionBatch, CaptioningTask
+from tokenmix_ops.video.experiments.configs import EXPERIMENT_FILE, as_yaml, plain, read_experiment
 from tokenmix_ops.video.experiments.data import (
     check_captions,
     only_readable,
     open_cache,
     open_data,
 )
-from tokenmix_ops.video.experiments.files import EXPERIMENT_FILE, as_yaml, plain, read_experiment
 from tokenmix_ops.video.experiments.retrieval import RetrievalTask, TextBatch
 from tokenmix_ops.video.experiments.settings import Captioning, Retrieval
 

@@ -162,8 +162,12 @@ def _check_drop_path(drop_path: float) -> None:
         raise ValueError(f"drop_path is {drop_path}, it must be at least 0 and below 1")
 
 
-Experiment = Captioning | Retrieval
 EXPERIMENTS: dict[str, type[Captioning] | type[Retrieval]] = {
     "captioning": Captioning,
     "retrieval": Retrieval,
 }
+
+
+def task_of(experiment: Captioning | Retrieval) -> Literal["captioning", "retrieval"]:
+    """The task of an experiment."""
+    return "captioning" if isinstance(experiment, Captioning) else "retrieval"
