@@ -13,13 +13,12 @@ from torch import Tensor, nn
 from tokenmix_ops.video.captioning import VideoCaptioner
 from tokenmix_ops.video.checkpoints import save_updated
 from tokenmix_ops.video.data.dataset import collate
-from tokenmix_ops.video.data.manifest import Manifest
 from tokenmix_ops.video.engine.progress import Progress
 from tokenmix_ops.video.engine.together import by_first
 from tokenmix_ops.video.experiments.building import Loaded
 from tokenmix_ops.video.experiments.configs import plain
 from tokenmix_ops.video.experiments.settings import Captioning, Decoding
-from tokenmix_ops.video.experiments.splits import split_clips
+from tokenmix_ops.video.experiments.splits import Splits
 from tokenmix_ops.video.metrics.captions import caption_scores, scorers
 from tokenmix_ops.video.text import CaptionTokenizer, clean_caption
 
@@ -59,12 +58,13 @@ class CaptioningTask:
 
     name = "captioning"
 
-    def __init__(self, loaded: Loaded, experiment: Captioning, manifest: Manifest) -> None:
+    def __init__(self, loaded: Loaded, experiment: Captioning, splits: Splits) -> None:
         assert isinstance(loaded.model, VideoCaptioner)
         if experiment.videos.select_on != "none":
             scorers()
         self.captioner, self.loaded = loaded.model, loaded
-        self.experiment, self.manifest = experiment, manifest
+        self.experiment, self.splits = experiment, splits
+        self.collate = CaptionBatch(loaded.tokenizer, experiment.max_tokens)
         self.model = CaptioningTraining(loaded.model)
 
     def kept(self) -> Iterable[str]:
@@ -84,10 +84,10 @@ class CaptioningTask:
 
         On tokens of our own: which epoch is the best must not depend on whether Java is there.
         """
-        videos = self.manifest.of_split(split)
+        videos = self.splits.manifest.of_split(split)
         references = {video.video_id: video.captions for video in videos}
         predicted = caption_split(
-            self.loaded, self.manifest, split, self.experiment, accelerator, progress
+            self.loaded, self.splits, split, self.experiment, accelerator, progress
         )
         scores = by_first(
             lambda: caption_scores(predicted, references, tokenizer="python", meteor=False)
@@ -107,7 +107,7 @@ class CaptioningTask:
 
 def caption_split(
     loaded: Loaded,
-    manifest: Manifest,
+    splits: Splits,
     split: str,
     experiment: Captioning,
     accelerator: Accelerator,
@@ -116,7 +116,8 @@ def caption_split(
     """Captions of a split's videos by id, shared out among the processes; all get all of them."""
     model = loaded.model
     assert isinstance(model, VideoCaptioner)
-    clips, loader = split_clips(manifest, split, model.encoder, experiment, accelerator)
+    batch_size, workers = experiment.training.batch_size, experiment.training.workers
+    clips, loader = splits.evaluation_clips(split, batch_size, workers, accelerator)
     training = model.training
     model.eval()
     captions: list[tuple[str, str]] = []

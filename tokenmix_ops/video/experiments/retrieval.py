@@ -12,12 +12,11 @@ from torch import Tensor
 
 from tokenmix_ops.video.checkpoints import save_updated
 from tokenmix_ops.video.data.dataset import collate
-from tokenmix_ops.video.data.manifest import Manifest
 from tokenmix_ops.video.engine.progress import Progress
 from tokenmix_ops.video.experiments.building import Loaded
 from tokenmix_ops.video.experiments.configs import plain
 from tokenmix_ops.video.experiments.settings import Retrieval
-from tokenmix_ops.video.experiments.splits import split_clips
+from tokenmix_ops.video.experiments.splits import Splits
 from tokenmix_ops.video.metrics.retrieval import retrieval_scores
 from tokenmix_ops.video.retrieval import RetrievalTraining, Scores, VideoRetriever, rank
 from tokenmix_ops.video.text import CaptionTokenizer, clean_caption
@@ -44,10 +43,11 @@ class RetrievalTask:
 
     name = "retrieval"
 
-    def __init__(self, loaded: Loaded, experiment: Retrieval, manifest: Manifest) -> None:
+    def __init__(self, loaded: Loaded, experiment: Retrieval, splits: Splits) -> None:
         assert isinstance(loaded.model, VideoRetriever)
         self.retriever, self.loaded = loaded.model, loaded
-        self.experiment, self.manifest = experiment, manifest
+        self.experiment, self.splits = experiment, splits
+        self.collate = TextBatch(loaded.tokenizer, experiment.max_tokens)
         contrast = experiment.contrast
         self.model = RetrievalTraining(
             loaded.model,
@@ -74,7 +74,7 @@ class RetrievalTask:
     ) -> dict[str, float]:
         """Recall, median and mean rank of a split; the score is text-to-video R@1."""
         figures = rank_split(
-            self.loaded, self.manifest, split, self.experiment, accelerator, progress
+            self.loaded, self.splits, split, self.experiment, accelerator, progress
         )
         return {**figures, "score": figures["t2v R@1"]}
 
@@ -90,7 +90,7 @@ class RetrievalTask:
 
 def rank_split(
     loaded: Loaded,
-    manifest: Manifest,
+    splits: Splits,
     split: str,
     experiment: Retrieval,
     accelerator: Accelerator,
@@ -99,7 +99,8 @@ def rank_split(
     """Retrieval figures of a split, its videos shared out among the processes."""
     model = loaded.model
     assert isinstance(model, VideoRetriever)
-    clips, loader = split_clips(manifest, split, model.encoder, experiment, accelerator)
+    batch_size, workers = experiment.training.batch_size, experiment.training.workers
+    clips, loader = splits.evaluation_clips(split, batch_size, workers, accelerator)
     pairs = [(row, text) for row, video in enumerate(clips.videos) for text in video.captions]
     if not pairs:
         raise ValueError(f"no video of split {split!r} has a text to be found by")

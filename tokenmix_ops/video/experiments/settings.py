@@ -50,6 +50,11 @@ class Videos:
             if value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"{name} is {value}, it must be above 0")
 
+    @property
+    def selection(self) -> Literal["val", "test"] | None:
+        """The split by which the best epoch is chosen; None if the last epoch is kept."""
+        return None if self.select_on == "none" else self.select_on
+
 
 @dataclass(frozen=True)
 class Decoding:

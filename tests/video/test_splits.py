@@ -6,12 +6,14 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from experiment_runs import TASKS, experiment, losses, run
+from experiment_runs import FRAMES, SIZE, TASKS, experiment, losses, run
 from rich.console import Console
 
+from tokenmix_ops.video.checkpoints import save_updated
 from tokenmix_ops.video.data.clips import read_clip
 from tokenmix_ops.video.data.manifest import read_manifest
 from tokenmix_ops.video.experiments import running
+from tokenmix_ops.video.experiments.building import start
 from tokenmix_ops.video.experiments.evaluating import open_model, predict_captions
 from tokenmix_ops.video.experiments.settings import Captioning, Opening, Videos
 
@@ -66,6 +68,14 @@ def test_a_rate_is_kept_with_the_checkpoint(experiment_folder, tmp_path):
     whole = str(experiment_folder / "captioning")
     assert open_model(whole, Captioning())[1].videos.fps is None
     assert open_model(whole, Captioning(), Opening(fps=3.0))[1].videos.fps == 3.0
+
+
+def test_a_checkpoint_without_settings_reads_as_many_frames(experiment_folder, tmp_path):
+    one = experiment("captioning", experiment_folder)
+    loaded = start(one, [], tmp_path)
+    save_updated(tmp_path / "mine.safetensors", loaded.model, base=loaded.name)
+    videos = open_model(str(tmp_path / "mine.safetensors"), Captioning())[1].videos
+    assert (videos.num_frames, videos.image_size) == (FRAMES, SIZE)
 
 
 def test_a_prediction_reads_at_the_rate_of_the_training(experiment_folder, tmp_path, monkeypatch):
