@@ -195,7 +195,7 @@ def test_only_tuned_models_are_saved_and_only_fresh_ones_loaded(tmp_path):
     with pytest.raises(ValueError, match="was not tuned"):
         save_updated(path, fresh(), base="base")
     save_updated(path, tuned(), base="base")
-    with pytest.raises(ValueError, match="is tuned by token_mixing already"):
+    with pytest.raises(ValueError, match="was tuned by token_mixing already"):
         load_updated(tuned(), path)
 
 

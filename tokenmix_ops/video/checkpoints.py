@@ -23,7 +23,6 @@ from tokenmix_ops import __version__
 from tokenmix_ops.video.captioning import VideoCaptioner
 from tokenmix_ops.video.retrieval.retriever import VideoRetriever
 from tokenmix_ops.video.tuning import METHODS, Tuning, apply, resolved
-from tokenmix_ops.video.tuning.lora import merged_projections
 
 FORMAT = "tokenmix_ops.updated/1"
 
@@ -176,10 +175,8 @@ def export(model: TaskModel, folder: str | os.PathLike[str], tokenizer: Any | No
         raise FileExistsError(f"{folder} is there already: choose another name, or remove it")
     tuning = model.tuning or Tuning("frozen")
     tower = "encoder.vision_model."
-    if tuning.method == "lora":
-        vision = merged_projections(model.encoder)
-    else:
-        vision = dict(model.encoder.vision_model.state_dict())
+    method = METHODS[tuning.method]
+    vision = method.plain_weights(model.encoder)
     whole = type(model).blip_class(copy.deepcopy(model.blip_config))
     weights = {f"vision_model.{name}": value for name, value in vision.items()}
     weights |= {n: value for n, value in model.state_dict().items() if not n.startswith(tower)}
@@ -190,11 +187,11 @@ def export(model: TaskModel, folder: str | os.PathLike[str], tokenizer: Any | No
             f"({foreign[0]}, ...): keep the checkpoint, and load it with load_updated"
         )
     whole.load_state_dict(weights)
-    mixing = METHODS[tuning.method].name == "token_mixing"
+    layers = method.mixing_layers(tuning, len(model.encoder.layers))
     whole.config.tokenmix = {
         "num_frames": model.encoder.num_frames,
-        "mixing": tuning.mixing if mixing else "spatial",
-        "layers": list(mixing_layers(model)) if mixing else [],
+        "mixing": tuning.mixing if layers else "spatial",
+        "layers": list(layers),
     }
     with complete_folder(folder) as unfinished:
         whole.save_pretrained(unfinished)
@@ -247,13 +244,6 @@ video = frames.unflatten(0, (-1, {num_frames})).flatten(1, 2)  # the text's enco
 """
 
 
-def mixing_layers(model: TaskModel) -> tuple[int, ...]:
-    """Layers of a model tuned by token_mixing that mix."""
-    depth = model.encoder.config.num_hidden_layers
-    layers = (-1,) if model.tuning is None or model.tuning.layers is None else model.tuning.layers
-    return tuple(sorted({layer % depth for layer in layers}))
-
-
 def task_of(model: TaskModel) -> str:
     """ "captioning" or "retrieval"."""
     return "captioning" if isinstance(model, VideoCaptioner) else "retrieval"
@@ -267,8 +257,7 @@ def fingerprint(model: nn.Module) -> str:
     """
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
-        as_loaded = "lora_" not in name and not name.endswith(".position_embedding")
-        if as_loaded and not parameter.requires_grad:
+        if not parameter.requires_grad and not name.endswith(".position_embedding"):
             flat = parameter.detach().flatten()
             index = torch.linspace(0, flat.numel() - 1, 64, dtype=torch.float64).long()
             values = flat[index.to(flat.device)].to("cpu", torch.float16)

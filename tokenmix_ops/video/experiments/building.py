@@ -17,13 +17,12 @@ from tokenmix_ops.video.checkpoints import (
     TaskModel,
     describe,
     load_updated,
-    mixing_layers,
 )
 from tokenmix_ops.video.experiments import tiny
 from tokenmix_ops.video.experiments.settings import Captioning, Retrieval, Videos, task_of
 from tokenmix_ops.video.retrieval import VideoRetriever
 from tokenmix_ops.video.text import CaptionTokenizer
-from tokenmix_ops.video.tuning import Tuning, apply
+from tokenmix_ops.video.tuning import METHODS, Tuning, apply
 from tokenmix_ops.video.weights import load_blip, set_image_size
 
 
@@ -175,12 +174,12 @@ def _check_mixing(model: TaskModel, name: str) -> None:
         return
     tuning = model.tuning
     assert tuning is not None
-    mixes = tuning.method == "token_mixing" and mixing_layers(model) == tuple(noted["layers"])
-    if not mixes or tuning.mixing != noted["mixing"]:
-        layers = " ".join(map(str, noted["layers"]))
+    layers = METHODS[tuning.method].mixing_layers(tuning, len(model.encoder.layers))
+    if layers != tuple(noted["layers"]) or tuning.mixing != noted["mixing"]:
+        numbers = " ".join(map(str, noted["layers"]))
         raise ValueError(
             f"{name} was exported with layers that mix tokens: to go on with it, pass --method "
-            f"token_mixing --mixing {noted['mixing']} --layers {layers}; else start from an image "
+            f"token_mixing --mixing {noted['mixing']} --layers {numbers}; else start from an image "
             "model"
         )
 

@@ -13,6 +13,7 @@ from tokenmix_ops.video.blip import tiny_blip
 from tokenmix_ops.video.checkpoints import complete_folder
 from tokenmix_ops.video.experiments.settings import Captioning, Retrieval, task_of
 from tokenmix_ops.video.text import CaptionTokenizer, clean_caption
+from tokenmix_ops.video.tuning import METHODS
 
 E = TypeVar("E", Captioning, Retrieval)
 
@@ -26,8 +27,8 @@ FOLDER = "model"
 def shrink(experiment: E) -> E:
     """Returns the experiment with a small random model, and settings that suit it."""
     tuning = experiment.tuning
-    # Nothing can be learnt on top of random weights that stay as they are.
-    if tuning.everything is None and tuning.method in ("token_mixing", "spatial"):
+    # One layer on top of random, frozen ones learns nothing.
+    if tuning.everything is None and METHODS[tuning.method].last_layer_only:
         tuning = replace(tuning, everything=True)
     training = replace(
         experiment.training, learning_rate=1e-3, schedule="cosine", warmup_steps=20, workers=0
