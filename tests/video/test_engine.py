@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from together import free_port, run_together
 from waiting import once, wait_until
 
-from tokenmix_ops.video.engine import Training, store, training
+from tokenmix_ops.video.engine import Training, loop, store
 from tokenmix_ops.video.engine.placement import shard, start_accelerator
 from tokenmix_ops.video.engine.progress import Progress
 from tokenmix_ops.video.engine.schedule import learning_rate
@@ -305,7 +305,7 @@ def with_scaler(monkeypatch):
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024, growth_interval=2)
         return accelerator
 
-    monkeypatch.setattr(training, "start_accelerator", start)
+    monkeypatch.setattr(loop, "start_accelerator", start)
 
 
 def scales(out, update):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenmix_ops.video import cli
-from tokenmix_ops.video.engine.settings import Training
+from tokenmix_ops.video.engine.hyperparameters import Training
 from tokenmix_ops.video.experiments.configs import as_yaml, plain, read_experiment
 from tokenmix_ops.video.experiments.settings import (
     Captioning,
@@ -19,7 +19,7 @@ from tokenmix_ops.video.experiments.settings import (
     Retrieval,
     Videos,
 )
-from tokenmix_ops.video.tuning.settings import MethodName, Tuning
+from tokenmix_ops.video.tuning.spec import MethodName, Tuning
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yaml"))

@@ -15,11 +15,12 @@ from together import free_port, run_together
 from waiting import once
 
 from tokenmix_ops.video import blip
-from tokenmix_ops.video.checkpoints import describe, export
+from tokenmix_ops.video.checkpoints import describe
 from tokenmix_ops.video.engine.store import Store
 from tokenmix_ops.video.experiments.building import load_checkpoint, load_whole, start
 from tokenmix_ops.video.experiments.configs import plain, read_experiment
-from tokenmix_ops.video.experiments.retrieval import TextBatch
+from tokenmix_ops.video.experiments.retrieval_task import TextBatch
+from tokenmix_ops.video.export import export
 from tokenmix_ops.video.text import CaptionTokenizer
 from tokenmix_ops.video.tuning import METHODS, Tuning
 

@@ -11,14 +11,13 @@ from typing import Literal, get_args
 import torch
 from transformers import BlipForConditionalGeneration
 
-from tokenmix_ops.video.blip import blip_config, build_blip
+from tokenmix_ops.video.blip import TaskName, blip_config, build_blip
 from tokenmix_ops.video.captioning import VideoCaptioner
 from tokenmix_ops.video.retrieval.retriever import VideoRetriever
 from tokenmix_ops.video.tuning.method import Setting
 from tokenmix_ops.video.tuning.methods import METHODS, apply, switches_of
 
 Backbone = Literal["vit-b16", "vit-l16"]
-Task = Literal["captioning", "retrieval"]
 
 _LEGEND = (
     "Millions of parameters that are updated. Counted: as the paper counts them, the weight "
@@ -49,7 +48,7 @@ class Row:
 
     method: str
     backbone: Backbone
-    task: Task
+    task: TaskName
     as_paper: int
     visual: int
     text: int
@@ -60,7 +59,7 @@ class Row:
     note: str
 
 
-def count(backbone: Backbone | None = None, task: Task | None = None) -> list[Row]:
+def count(backbone: Backbone | None = None, task: TaskName | None = None) -> list[Row]:
     """A row for each of `SETTINGS`, of one backbone and task or, if None, of all of them.
 
     Nothing is allocated but shapes.
@@ -68,7 +67,7 @@ def count(backbone: Backbone | None = None, task: Task | None = None) -> list[Ro
     return [
         _row(setting, model, b, t)
         for b in (get_args(Backbone) if backbone is None else (backbone,))
-        for t in (get_args(Task) if task is None else (task,))
+        for t in (get_args(TaskName) if task is None else (task,))
         for model in [_model(b, t)]
         for setting in SETTINGS
     ]
@@ -96,7 +95,7 @@ def _line(row: Row) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _model(backbone: Backbone, task: Task) -> VideoCaptioner | VideoRetriever:
+def _model(backbone: Backbone, task: TaskName) -> VideoCaptioner | VideoRetriever:
     with torch.device("meta"):
         blip = build_blip(blip_config(backbone, task), task)
         if isinstance(blip, BlipForConditionalGeneration):
@@ -105,7 +104,7 @@ def _model(backbone: Backbone, task: Task) -> VideoCaptioner | VideoRetriever:
 
 
 def _row(
-    setting: Setting, model: VideoCaptioner | VideoRetriever, backbone: Backbone, task: Task
+    setting: Setting, model: VideoCaptioner | VideoRetriever, backbone: Backbone, task: TaskName
 ) -> Row:
     # Of its own it needs the encoder's modules, which are changed, and no more.
     tensors: list[torch.Tensor] = [*model.parameters(), *model.buffers()]

@@ -20,7 +20,7 @@ from tokenmix_ops.video.experiments.configs import (
     read_experiment,
 )
 from tokenmix_ops.video.experiments.settings import EXPERIMENTS, Captioning, Retrieval
-from tokenmix_ops.video.tuning.settings import MethodName
+from tokenmix_ops.video.tuning.spec import MethodName
 
 
 @dataclass(frozen=True)

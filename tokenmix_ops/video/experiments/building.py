@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from transformers import BlipForConditionalGeneration
 
-from tokenmix_ops.video.blip import Blip, Task
+from tokenmix_ops.video.blip import Blip, TaskName
 from tokenmix_ops.video.captioning import VideoCaptioner
 from tokenmix_ops.video.checkpoints import (
     Description,
@@ -19,7 +19,7 @@ from tokenmix_ops.video.checkpoints import (
     load_updated,
 )
 from tokenmix_ops.video.experiments import tiny
-from tokenmix_ops.video.experiments.settings import Captioning, Retrieval, Videos, task_of
+from tokenmix_ops.video.experiments.settings import Captioning, Retrieval, Videos
 from tokenmix_ops.video.retrieval import VideoRetriever
 from tokenmix_ops.video.text import CaptionTokenizer
 from tokenmix_ops.video.tuning import METHODS, Tuning, apply
@@ -35,7 +35,7 @@ class Loaded(NamedTuple):
 
 
 def load_image_model(
-    task: Task,
+    task: TaskName,
     name: str,
     *,
     num_frames: int | None = None,
@@ -90,7 +90,7 @@ def start(
             tiny.write_model(experiment, captions, home)
         name = str(home)
     loaded = load_image_model(
-        task_of(experiment),
+        experiment.task,
         name,
         num_frames=experiment.videos.num_frames,
         image_size=experiment.videos.image_size,
@@ -128,7 +128,7 @@ def load_checkpoint(
         name = str(Path(path).parent / name)
     try:
         loaded = load_image_model(
-            cast(Task, description.task),
+            cast(TaskName, description.task),
             name,
             num_frames=description.num_frames,
             image_size=description.image_size,
@@ -147,7 +147,7 @@ def load_checkpoint(
 
 
 def load_whole(
-    task: Task,
+    task: TaskName,
     name: str,
     *,
     num_frames: int | None = None,

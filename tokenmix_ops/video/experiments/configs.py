@@ -13,8 +13,8 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from tokenmix_ops.video.experiments.settings import EXPERIMENTS, Captioning, Retrieval, task_of
-from tokenmix_ops.video.tuning.settings import Tuning
+from tokenmix_ops.video.experiments.settings import EXPERIMENTS, Captioning, Retrieval
+from tokenmix_ops.video.tuning.spec import Tuning
 
 T = TypeVar("T")
 
@@ -110,7 +110,7 @@ def overridden(default: T, delta: Mapping[str, Any], where: str = "") -> T:
 
 def plain(experiment: Captioning | Retrieval) -> dict[str, Any]:
     """Returns an experiment as nested mappings, lists and numbers, for JSON and YAML."""
-    return {"task": task_of(experiment), **_plain(dataclasses.asdict(experiment))}
+    return {"task": experiment.task, **_plain(dataclasses.asdict(experiment))}
 
 
 def as_yaml(experiment: Captioning | Retrieval) -> str:

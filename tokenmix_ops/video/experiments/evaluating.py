@@ -12,25 +12,25 @@ import torch
 from accelerate import Accelerator
 from rich.console import Console
 
-from tokenmix_ops.video.blip import Task
+from tokenmix_ops.video.blip import TaskName
 from tokenmix_ops.video.captioning import VideoCaptioner
-from tokenmix_ops.video.checkpoints import export
 from tokenmix_ops.video.data.clips import ClipError, normalize_clip, read_clip
 from tokenmix_ops.video.engine.placement import start_accelerator
 from tokenmix_ops.video.engine.progress import Evaluation, Progress
 from tokenmix_ops.video.experiments.building import Loaded, load_checkpoint, load_whole
-from tokenmix_ops.video.experiments.captioning import caption_split, write_captions
+from tokenmix_ops.video.experiments.captioning_task import caption_split, write_captions
 from tokenmix_ops.video.experiments.configs import overridden
-from tokenmix_ops.video.experiments.retrieval import rank_split
+from tokenmix_ops.video.experiments.retrieval_task import rank_split
 from tokenmix_ops.video.experiments.settings import Captioning, Opening, Retrieval, Videos
 from tokenmix_ops.video.experiments.splits import Splits
+from tokenmix_ops.video.export import export
+from tokenmix_ops.video.metrics.caption_files import write_predictions
 from tokenmix_ops.video.metrics.captions import (
     CaptionScores,
     Tokenizer,
     caption_scores,
     scorers,
 )
-from tokenmix_ops.video.metrics.files import write_predictions
 
 E = TypeVar("E", Captioning, Retrieval)
 
@@ -143,7 +143,7 @@ def predict_captions(
 
 
 def export_checkpoint(
-    task: Task,
+    task: TaskName,
     checkpoint: Path,
     out: Path,
     model: str | None = None,
@@ -152,7 +152,7 @@ def export_checkpoint(
     """Writes a whole transformers model directory of a checkpoint; returns it."""
     loaded, description = load_checkpoint(checkpoint, model, tokenizer)
     if description.task != task:
-        raise ValueError(f"{checkpoint} is of task {description.task}, wanted {task}")
+        raise ValueError(f"{checkpoint}: expected task {task}, got {description.task}")
     return export(loaded.model, out, loaded.tokenizer)
 
 
@@ -163,7 +163,7 @@ def open_model(checkpoint: str, default: E, opening: Opening = _AS_IT_IS) -> tup
     none. Raises ValueError if it is of
     another task, not to be found, or not to be opened like that.
     """
-    task: Task = "captioning" if isinstance(default, Captioning) else "retrieval"
+    task = default.task
     written = (Path(checkpoint) / f"{name}.safetensors" for name in ("best", "last"))
     checkpoint = next((str(path) for path in written if path.is_file()), checkpoint)
     if Path(checkpoint).suffix != ".safetensors":
@@ -183,7 +183,7 @@ def open_model(checkpoint: str, default: E, opening: Opening = _AS_IT_IS) -> tup
         return whole, replace(default, videos=videos)
     loaded, description = load_checkpoint(checkpoint, opening.model, opening.tokenizer)
     if description.task != task:
-        raise ValueError(f"{checkpoint} is of task {description.task}, wanted {task}")
+        raise ValueError(f"{checkpoint}: expected task {task}, got {description.task}")
     settings = {name: value for name, value in description.settings.items() if name != "task"}
     try:
         experiment = overridden(default, settings)

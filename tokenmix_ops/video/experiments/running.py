@@ -9,18 +9,18 @@ from typing import Any
 from rich.console import Console
 
 from tokenmix_ops.video.data.dataset import CaptionedClips
-from tokenmix_ops.video.engine.files import replace_text
+from tokenmix_ops.video.engine.loop import train
 from tokenmix_ops.video.engine.placement import start_accelerator
 from tokenmix_ops.video.engine.progress import Evaluation, say
 from tokenmix_ops.video.engine.store import Store
 from tokenmix_ops.video.engine.together import raised_on_all
-from tokenmix_ops.video.engine.training import train
 from tokenmix_ops.video.experiments.building import Loaded, start
-from tokenmix_ops.video.experiments.captioning import CaptioningTask
+from tokenmix_ops.video.experiments.captioning_task import CaptioningTask
 from tokenmix_ops.video.experiments.configs import EXPERIMENT_FILE, as_yaml, plain, read_experiment
-from tokenmix_ops.video.experiments.retrieval import RetrievalTask
+from tokenmix_ops.video.experiments.retrieval_task import RetrievalTask
 from tokenmix_ops.video.experiments.settings import Captioning, Retrieval
 from tokenmix_ops.video.experiments.splits import Splits
+from tokenmix_ops.video.files import replace_text
 
 
 def run(

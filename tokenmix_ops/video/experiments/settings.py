@@ -8,8 +8,8 @@ from typing import Literal
 
 from tyro.conf import OmitArgPrefixes, Suppress
 
-from tokenmix_ops.video.engine.settings import Training
-from tokenmix_ops.video.tuning.settings import Tuning
+from tokenmix_ops.video.engine.hyperparameters import Training
+from tokenmix_ops.video.tuning.spec import Tuning
 
 Split = Literal["train", "val", "test"]
 
@@ -112,6 +112,11 @@ class Captioning:
     training: OmitArgPrefixes[Training] = field(default_factory=Training)
     decoding: OmitArgPrefixes[Decoding] = field(default_factory=Decoding)
 
+    @property
+    def task(self) -> Literal["captioning"]:
+        """The name of the task."""
+        return "captioning"
+
     def __post_init__(self) -> None:
         _check_drop_path(self.drop_path)
 
@@ -139,6 +144,11 @@ class Retrieval:
         default_factory=lambda: Training(epochs=6, batch_size=8)
     )
     contrast: OmitArgPrefixes[Contrast] = field(default_factory=Contrast)
+
+    @property
+    def task(self) -> Literal["retrieval"]:
+        """The name of the task."""
+        return "retrieval"
 
     def __post_init__(self) -> None:
         _check_drop_path(self.drop_path)
@@ -171,8 +181,3 @@ EXPERIMENTS: dict[str, type[Captioning] | type[Retrieval]] = {
     "captioning": Captioning,
     "retrieval": Retrieval,
 }
-
-
-def task_of(experiment: Captioning | Retrieval) -> Literal["captioning", "retrieval"]:
-    """The task of an experiment."""
-    return "captioning" if isinstance(experiment, Captioning) else "retrieval"

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from tokenmix_ops.video.blip import tiny_blip
-from tokenmix_ops.video.checkpoints import complete_folder
-from tokenmix_ops.video.experiments.settings import Captioning, Retrieval, task_of
+from tokenmix_ops.video.experiments.settings import Captioning, Retrieval
+from tokenmix_ops.video.files import complete_folder
 from tokenmix_ops.video.text import CaptionTokenizer, clean_caption
 from tokenmix_ops.video.tuning import METHODS
 
@@ -60,7 +60,7 @@ def write_model(experiment: Captioning | Retrieval, captions: Iterable[str], hom
         else CaptionTokenizer.from_pretrained(experiment.tokenizer)
     )
     blip = tiny_blip(
-        task_of(experiment),
+        experiment.task,
         tokenizer.vocab_size,
         image_size=experiment.videos.image_size,
         patch_size=PATCH,

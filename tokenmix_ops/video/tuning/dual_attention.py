@@ -19,7 +19,7 @@ from tokenmix_ops.video.tuning.method import (
     VideoModel,
     parameters_of,
 )
-from tokenmix_ops.video.tuning.settings import Tuning
+from tokenmix_ops.video.tuning.spec import Tuning
 from tokenmix_ops.video.tuning.temporal import FramePosition
 
 _WHOLE_LAYERS = (

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from tokenmix_ops.video.tuning.method import Setting, Switches, TuningMethod, VideoModel
-from tokenmix_ops.video.tuning.settings import Tuning
+from tokenmix_ops.video.tuning.spec import Tuning
 
 
 class FrozenTuning(TuningMethod):

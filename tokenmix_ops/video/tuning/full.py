@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from tokenmix_ops.video.tuning.method import Setting, Switches
-from tokenmix_ops.video.tuning.settings import Tuning
+from tokenmix_ops.video.tuning.spec import Tuning
 from tokenmix_ops.video.tuning.temporal import TemporalTuning
 
 TEXT_LAYERS = ("text_decoder.bert.encoder.layer.", "text_encoder.encoder.layer.")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tokenmix_ops.modules import SeparateProjections, TokenMixing
 from tokenmix_ops.video.encoder import VideoEncoder
 from tokenmix_ops.video.tuning.method import Setting, Switches, TuningMethod, VideoModel
-from tokenmix_ops.video.tuning.settings import Tuning
+from tokenmix_ops.video.tuning.spec import Tuning
 
 _ATTENTION = ("query", "value")
 _FFN = ("fc1", "fc2")

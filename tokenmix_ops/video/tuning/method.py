@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tokenmix_ops.video.encoder import VideoEncoder
 from tokenmix_ops.video.layer import VideoLayer
-from tokenmix_ops.video.tuning.settings import Tuning
+from tokenmix_ops.video.tuning.spec import Tuning
 
 
 class VideoModel(Protocol):

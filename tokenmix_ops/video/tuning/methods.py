@@ -10,7 +10,7 @@ from torch import nn
 
 from tokenmix_ops.video.encoder import VideoEncoder
 from tokenmix_ops.video.tuning.method import Switches, TuningMethod, VideoModel
-from tokenmix_ops.video.tuning.settings import MethodName, Tuning
+from tokenmix_ops.video.tuning.spec import MethodName, Tuning
 
 METHODS: dict[str, TuningMethod] = {
     name: import_module(f"tokenmix_ops.video.tuning.{name}").METHOD for name in get_args(MethodName)

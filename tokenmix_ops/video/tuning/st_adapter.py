@@ -16,7 +16,7 @@ from tokenmix_ops.video.tuning.method import (
     bottleneck_of,
     parameters_of,
 )
-from tokenmix_ops.video.tuning.settings import Tuning
+from tokenmix_ops.video.tuning.spec import Tuning
 
 
 class STAdapter(nn.Module):

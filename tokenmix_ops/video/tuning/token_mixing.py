@@ -5,8 +5,8 @@ from __future__ import annotations
 from tokenmix_ops.convert import mix_tokens
 from tokenmix_ops.video.encoder import VideoEncoder
 from tokenmix_ops.video.tuning.method import Setting
-from tokenmix_ops.video.tuning.settings import Tuning
 from tokenmix_ops.video.tuning.spatial import SpatialTuning
+from tokenmix_ops.video.tuning.spec import Tuning
 
 
 class TokenMixingTuning(SpatialTuning):

@@ -20,13 +20,13 @@ from torch.utils.data import Dataset
 from tokenmix_ops.video.data.workers import OutliveSignals
 from tokenmix_ops.video.engine.batches import TrainingBatches, loader_of
 from tokenmix_ops.video.engine.checkpointing import checkpoint_layers
+from tokenmix_ops.video.engine.hyperparameters import Training
 from tokenmix_ops.video.engine.interrupts import Interrupts
 from tokenmix_ops.video.engine.log import Log
 from tokenmix_ops.video.engine.placement import place, start_accelerator, whole
 from tokenmix_ops.video.engine.progress import Progress, peak_memory, say
 from tokenmix_ops.video.engine.randomness import random_state, set_random_state, unmoved
 from tokenmix_ops.video.engine.schedule import learning_rate
-from tokenmix_ops.video.engine.settings import Training
 from tokenmix_ops.video.engine.state import collect, compare, put_back
 from tokenmix_ops.video.engine.store import Store
 from tokenmix_ops.video.engine.task import Task

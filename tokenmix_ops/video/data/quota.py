@@ -31,7 +31,7 @@ def have_locks() -> bool:
     return fcntl is not None
 
 
-class Space:
+class Quota:
     """At most ``limit`` bytes for the files of ``folder``, counted in whole blocks."""
 
     def __init__(self, folder: Path, limit: int) -> None:

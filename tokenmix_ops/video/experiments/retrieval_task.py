@@ -17,7 +17,7 @@ from tokenmix_ops.video.experiments.building import Loaded
 from tokenmix_ops.video.experiments.configs import plain
 from tokenmix_ops.video.experiments.settings import Retrieval
 from tokenmix_ops.video.experiments.splits import Splits
-from tokenmix_ops.video.metrics.retrieval import retrieval_scores
+from tokenmix_ops.video.metrics.recall import retrieval_scores
 from tokenmix_ops.video.retrieval import RetrievalTraining, Scores, VideoRetriever, rank
 from tokenmix_ops.video.text import CaptionTokenizer, clean_caption
 
