@@ -520,10 +520,10 @@ def test_a_damaged_state_is_named_with_the_one_before(tmp_path, damage):
 def test_other_settings_are_named(tmp_path):
     stopped_at(tmp_path)
     with pytest.raises(
-        ValueError, match="other settings: batch_size was 4 and is 3, seed was 0 and is 7; give"
+        ValueError, match="other settings: batch_size was 4 and is 3, seed was 0 and is 7; pass"
     ):
         run(tmp_path, resume=True, batch_size=3, seed=7)
-    with pytest.raises(ValueError, match="other settings: captions was 27 and is 30; give"):
+    with pytest.raises(ValueError, match="other settings: captions was 27 and is 30; pass"):
         run(tmp_path, resume=True, length=30)
 
 

@@ -295,7 +295,7 @@ def test_a_run_that_does_not_resume_has_a_small_model_of_its_own(tmp_path, exper
     first = start(one, ["a circle"], tmp_path)
     kept = start(one, ["a big red square"], tmp_path)
     assert kept.tokenizer.vocab_size == first.tokenizer.vocab_size
-    new = start(one, ["a big red square"], tmp_path, anew=True)
+    new = start(one, ["a big red square"], tmp_path, fresh=True)
     assert new.tokenizer.encode(["big red square"], 9)[0].shape[1] == 5
     assert new.tokenizer.vocab_size > first.tokenizer.vocab_size
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
@@ -309,7 +309,7 @@ def test_nothing_but_a_small_model_is_replaced_by_one(tmp_path, experiment_folde
     before = sorted(home.iterdir())
     one = tiny_experiment("captioning", experiment_folder)
     with pytest.raises(ValueError, match=f"{home} is no model of --tiny"):
-        start(one, ["a circle"], tmp_path, anew=True)
+        start(one, ["a circle"], tmp_path, fresh=True)
     assert sorted(home.iterdir()) == before
 
 

@@ -473,7 +473,7 @@ def test_starting_again_and_going_on_with_something_else(
     ):
         changed = training("caption", out, "--resume", **{"select_on": "none", **changes})
         sentence = refused(*changed)
-        assert f"{out} is of another experiment: {text}; give the same" in sentence
+        assert f"{out} holds another experiment: {text}; pass the same" in sentence
     sentence = refused(*training("retrieval", out, "--resume", select_on="none"))
     assert "experiment.yaml: expected task retrieval, got captioning" in sentence
     # What it was begun with need not be said again, nor where, if it is there by default.

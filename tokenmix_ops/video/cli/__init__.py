@@ -185,15 +185,15 @@ def _app(arguments: list[str]) -> tuple[SubcommandApp, list[str]]:
         name="data",
         help="Video data: prepare annotations, check videos, write a small world.",
     )
-    launch, captioning, arguments = train.read_start("caption", arguments)
+    flags, captioning, arguments = train.read_start("caption", arguments)
     app.command(
-        caption.commands(captioning, launch),
+        caption.commands(captioning, flags),
         name="caption",
         help="Video captioning: train, evaluate, predict, export.",
     )
-    launch, ranking, arguments = train.read_start("retrieval", arguments)
+    flags, ranking, arguments = train.read_start("retrieval", arguments)
     app.command(
-        retrieval.commands(ranking, launch),
+        retrieval.commands(ranking, flags),
         name="retrieval",
         help="Text-video retrieval: train, evaluate, search, export.",
     )

@@ -9,21 +9,21 @@ from tyro.conf import OmitArgPrefixes, Positional
 from tyro.extras import SubcommandApp
 
 from tokenmix_ops.video.cli.figures import show
-from tokenmix_ops.video.cli.train import Launch
+from tokenmix_ops.video.cli.train import RunFlags
 from tokenmix_ops.video.cli.train import train as run
 from tokenmix_ops.video.experiments.settings import Opening, Retrieval
 
 _AS_IT_IS = Opening()
 
 
-def commands(default: Retrieval, launch: Launch) -> SubcommandApp:
-    """Returns the subcommands; flags of `train` default to ``default`` and ``launch``."""
+def commands(default: Retrieval, flags: RunFlags) -> SubcommandApp:
+    """Returns the subcommands; flags of `train` default to ``default`` and ``flags``."""
     app = SubcommandApp()
 
     @app.command
     def train(
         experiment: OmitArgPrefixes[Retrieval] = default,
-        launch: OmitArgPrefixes[Launch] = launch,
+        flags: OmitArgPrefixes[RunFlags] = flags,
     ) -> None:
         """Tunes BLIP to find videos by text; writes a checkpoint of the updated parameters.
 
@@ -36,9 +36,9 @@ def commands(default: Retrieval, launch: Launch) -> SubcommandApp:
 
         Args:
             experiment: what to train, and how.
-            launch: where to start, and where to write.
+            flags: where to start, and where to write.
         """
-        run(experiment, launch)
+        run(experiment, flags)
 
     @app.command
     def evaluate(
@@ -60,15 +60,15 @@ def commands(default: Retrieval, launch: Launch) -> SubcommandApp:
 
         Args:
             checkpoint: what train wrote, or a whole model: a directory, a hub name, a .pth file.
-            data: JSON lines, one video a line.
-            root: folder that its paths start from; by default the one of the data.
-            split: which videos.
-            max_unreadable: share of videos that may be missing or unreadable and are left out.
-            opening: how it is opened.
-            rerank: best candidates that the matching head ranks anew; by default as in training.
-            batch_size: videos at a time.
-            workers: processes that read videos.
-            precision: type of mixed precision.
+            data: JSON lines, one video per line.
+            root: folder that its paths are relative to; by default the folder of the data.
+            split: the videos to evaluate on.
+            max_unreadable: share of videos that may be missing or unreadable; they are left out.
+            opening: how to open it.
+            rerank: best candidates that the matching head re-ranks; by default as in training.
+            batch_size: videos per batch.
+            workers: data loader workers.
+            precision: mixed precision.
             json: print the figures as JSON.
         """
         from tokenmix_ops.video.experiments.evaluating import evaluate_ranking
@@ -103,26 +103,26 @@ def commands(default: Retrieval, launch: Launch) -> SubcommandApp:
         rebuild: bool = False,
         json: bool = False,
     ) -> None:
-        """Finds videos of a folder by text; brings an index of them up to date first.
+        """Searches a folder of videos by text, after updating its index.
 
-        The first time every video is embedded, later only new and changed ones. It may be stopped
-        at any time, and goes on where it was. Without a query it only indexes.
+        The first run embeds every video, later runs only new and changed ones. You can stop it at
+        any time; the next run continues from there. Without a query it only updates the index.
 
         Example: tokenmix retrieval search runs/mine ~/Videos "a dog runs" --html found.html
 
         Args:
             checkpoint: what train wrote, its folder, or a whole model: a directory, a hub name, a
                 .pth file.
-            folder: holds video files and folders of numbered images, also in folders below it.
-            queries: what is to be seen.
-            index: folder for the index; by default .tokenmix-search in the folder.
-            top: how many videos to show for each query.
-            rerank: best candidates that the matching head ranks anew, at least --top; 0 for none.
-            html: a page to write, with frames of what is found; it opens in any browser.
-            opening: how it is opened.
-            workers: processes that read videos.
-            precision: type of mixed precision.
-            rebuild: make the index anew.
+            folder: video files and folders of numbered images, searched recursively.
+            queries: what the videos should show.
+            index: folder for the index; by default .tokenmix-search inside the folder.
+            top: videos to show per query.
+            rerank: best candidates that the matching head re-ranks, at least --top; 0 for none.
+            html: file to write a page with frames of the results to; any browser opens it.
+            opening: how to open it.
+            workers: data loader workers.
+            precision: mixed precision.
+            rebuild: rebuild the index from scratch.
             json: print JSON, and progress on standard error.
         """
         from tokenmix_ops.video.cli import searching
@@ -149,15 +149,15 @@ def commands(default: Retrieval, launch: Launch) -> SubcommandApp:
         model: str | None = None,
         tokenizer: str | None = None,
     ) -> None:
-        """Writes a whole transformers model directory of a checkpoint.
+        """Turns a checkpoint into a whole transformers model directory.
 
         Example: tokenmix retrieval export runs/mine/best.safetensors my_retriever
 
         Args:
             checkpoint: what train wrote.
-            out: the directory; it is made.
-            model: the model that was tuned, if it is not where the checkpoint says.
-            tokenizer: where the vocabulary is, if not where the checkpoint says.
+            out: the directory to create.
+            model: the model that was tuned, if it has moved since.
+            tokenizer: the vocabulary, if it has moved since.
         """
         from tokenmix_ops.video.experiments.evaluating import export_checkpoint
 

@@ -24,7 +24,7 @@ from tokenmix_ops.video.tuning.spec import MethodName
 
 
 @dataclass(frozen=True)
-class Launch:
+class RunFlags:
     """What a training run starts from, and where it writes."""
 
     out: Path
@@ -46,8 +46,8 @@ class Launch:
 
 # Each command's task, and where it writes by default.
 COMMANDS = {
-    "caption": ("captioning", Launch(Path("runs/captioning"))),
-    "retrieval": ("retrieval", Launch(Path("runs/retrieval"))),
+    "caption": ("captioning", RunFlags(Path("runs/captioning"))),
+    "retrieval": ("retrieval", RunFlags(Path("runs/retrieval"))),
 }
 
 
@@ -60,7 +60,7 @@ def _switch(values: Sequence[str]) -> bool | None:
 
 
 @dataclass(frozen=True)
-class _Start(Launch):
+class _StartFlags(RunFlags):
     """The flags that the defaults of all other flags depend on."""
 
     method: MethodName | None = None
@@ -77,7 +77,7 @@ class _Start(Launch):
     ] = "as configured"
 
 
-def read_start(command: str, arguments: list[str]) -> tuple[Launch, Any, list[str]]:
+def read_start(command: str, arguments: list[str]) -> tuple[RunFlags, Any, list[str]]:
     """Reads the flags that decide the defaults of the others.
 
     Returns them, the experiment that the other flags override, and the arguments left to read.
@@ -87,18 +87,18 @@ def read_start(command: str, arguments: list[str]) -> tuple[Launch, Any, list[st
         return default, EXPERIMENTS[task](), arguments
     asks_for_help = [a for a in arguments if a in ("-h", "--help")]
     start, rest = tyro.cli(
-        _Start,
+        _StartFlags,
         prog=f"tokenmix {command} train",
         args=[a for a in arguments[2:] if a not in asks_for_help],
-        default=_Start(default.out),
+        default=_StartFlags(default.out),
         config=(tyro.conf.FlagCreatePairsOff,),
         return_unknown_args=True,
     )
-    launch = Launch(**{field.name: getattr(start, field.name) for field in fields(Launch)})
-    return launch, _experiment(task, start), [command, "train", *rest, *asks_for_help]
+    flags = RunFlags(**{field.name: getattr(start, field.name) for field in fields(RunFlags)})
+    return flags, _experiment(task, start), [command, "train", *rest, *asks_for_help]
 
 
-def _experiment(task: str, start: _Start) -> Any:
+def _experiment(task: str, start: _StartFlags) -> Any:
     """The experiment of ``--resume``, or of ``--config``, with the tuning and size asked for."""
     tuning: dict[str, Any] = {}
     if start.method is not None:
@@ -122,23 +122,23 @@ def _experiment(task: str, start: _Start) -> Any:
     return experiment
 
 
-def train(experiment: Captioning | Retrieval, launch: Launch) -> None:
+def train(experiment: Captioning | Retrieval, flags: RunFlags) -> None:
     """Trains and prints the figures, or only prints the resolved config."""
-    if launch.print_config:
+    if flags.print_config:
         print(as_yaml(experiment), end="")
         return
     from accelerate import PartialState
 
     from tokenmix_ops.video.experiments.running import run
 
-    console = Console(stderr=launch.json, highlight=False)
-    figures = run(experiment, launch.out, resume=launch.resume, console=console)
+    console = Console(stderr=flags.json, highlight=False)
+    figures = run(experiment, flags.out, resume=flags.resume, console=console)
     if not PartialState().is_main_process:
         return
-    if launch.json:
+    if flags.json:
         print(jsonlib.dumps(figures))
         return
     best = figures["best"] or figures["last"]
-    print(f"{launch.out / ('best' if figures['best'] else 'last')}.safetensors")
+    print(f"{flags.out / ('best' if figures['best'] else 'last')}.safetensors")
     if best is not None:
         show(best, as_json=False)

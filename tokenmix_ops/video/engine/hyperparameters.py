@@ -1,4 +1,4 @@
-"""How to train: every setting that is not the task's."""
+"""Settings of the training loop, the same for every task."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ class Training:
     """Settings of the training loop; ValueError for numbers out of range."""
 
     epochs: int = 5
-    """How often to go through the training set."""
+    """Passes over the training set."""
     batch_size: int = 16
-    """Clips in a batch of each process."""
+    """Clips per batch and process."""
     learning_rate: float = 1e-5
-    """Highest learning rate of AdamW."""
+    """Peak learning rate of AdamW."""
     weight_decay: float = 0.05
-    """Weight decay of AdamW, of all parameters."""
+    """Weight decay of AdamW, for all parameters."""
     schedule: Literal["epoch_cosine", "cosine", "constant"] = "epoch_cosine"
-    """How the learning rate falls: to 0 along a cosine, set anew at each epoch as the authors do
-    (epoch_cosine) or at each update (cosine); or not at all."""
+    """How the learning rate decays: along a cosine to 0, updated per epoch as the authors do
+    (epoch_cosine) or per step (cosine), or not at all (constant)."""
     warmup_steps: int = 0
-    """Updates over which the learning rate rises linearly at first."""
+    """Steps of linear warm-up."""
     accumulation: int = 1
-    """Batches of each process whose gradients make one update."""
+    """Batches per process whose gradients are accumulated for one step."""
     precision: Literal["no", "bf16", "fp16"] = "no"
-    """Type of mixed precision; "no" computes in the weights' own."""
+    """Mixed precision; "no" computes in the type of the weights."""
     gradient_checkpointing: bool = False
-    """Compute a layer's activations again in the backward pass, instead of keeping them."""
+    """Recompute activations in the backward pass to save memory."""
     max_grad_norm: float | None = None
-    """Clip the gradient to this norm."""
+    """Clip gradients to this norm."""
     seed: int = 0
-    """Seed of the batches, the frames and the dropout."""
+    """Seed for batches, frames and dropout."""
     workers: int = 2
-    """Processes that read videos, for each process that trains; 0 reads in the same one."""
+    """Data loader workers per process; 0 reads videos in the training process."""
     save_every: int = 0
-    """Updates between two saved training states; 0 saves at the end of each epoch only."""
+    """Steps between saved training states; 0 saves only at the end of each epoch."""
     evaluate_every: int = 1
-    """Epochs between two evaluations."""
+    """Epochs between evaluations."""
     fsdp: bool = False
-    """Divide parameters, gradients and the optimiser's state among the processes."""
+    """Shard parameters, gradients and optimiser state over the processes."""
     max_steps: int | None = None
-    """Stop after this many updates, to try things out."""
+    """Stop after this many steps, to try things out."""
 
     def __post_init__(self) -> None:
         for name, least in (

@@ -36,7 +36,7 @@ from tokenmix_ops.video.engine.together import by_first, raised_on_all
 FREE = ("workers", "save_every")
 
 STOP = "stop"
-"""Beside the losses of an update: how many processes had been told to stop when it was computed."""
+"""Reported with the losses of an update: how many processes had been told to stop."""
 
 
 def train(
@@ -53,19 +53,19 @@ def train(
 ) -> dict[str, Any]:
     """Trains a task's model in place, and writes checkpoints, states and the curve to ``out``.
 
-    ``dataset`` is asked for (epoch, index) and has a length; ``collate`` makes a batch of what it
-    gives. With ``resume`` it goes on from the newest saved state, bit for bit on one device. The
-    losses of a global batch are weighted by ``task.weight``, so that results do not depend on how
-    processes and accumulation cut it, as long as the task's mean is over samples that know nothing
-    of each other: captions. Retrieval contrasts a pair with those of its own batch, of all
-    processes: there, processes change nothing, but accumulation makes for fewer negatives. With
-    ``select_on``, the task is evaluated on that split, and the best by "score", as the first
-    process sees it, is in best.safetensors; the last is always in last.safetensors. What
-    ``remark`` says at the end of an epoch is shown.
+    ``dataset`` takes (epoch, index) as its keys and has a length; ``collate`` turns its items into
+    a batch. ``resume`` continues from the newest saved state, bit for bit on one device.
+    ``task.weight`` weights the losses of a global batch, so results do not depend on how processes
+    and accumulation split it, as long as the task averages over independent samples, as captioning
+    does. Retrieval contrasts each pair with all pairs of its batch across processes: splitting by
+    process changes nothing, but accumulation leaves fewer negatives. With ``select_on``, the task
+    is evaluated on that split; best.safetensors holds the best epoch by "score", as the first
+    process sees it, and last.safetensors the last one. The text that ``remark`` returns at the end
+    of an epoch is printed.
 
     Returns "updates", "loss" of the last one, and the figures of the "last" and the "best"
-    evaluation, or None. Raises ValueError for what cannot be trained or resumed and for a loss
-    that is not finite; OSError for files that cannot be written; KeyboardInterrupt after Ctrl-C
+    evaluation, or None. Raises ValueError for a run that cannot start or resume and for a loss that
+    is not finite; OSError for files that cannot be written; KeyboardInterrupt after Ctrl-C
     or SIGTERM to any process, once the update (on a GPU, the next one) is finished and its state
     saved. A second signal ends a process at once, and so does one in an evaluation, before which
     the state was saved. A launcher waits only so long: torchrun, 30 seconds.
@@ -329,7 +329,7 @@ class _Run:
         by_first(lambda: self.store.write(self.update, state))
 
     def go_on(self) -> None:
-        """Takes up the newest state; the beginning if none was saved."""
+        """Loads the newest state; starts from the beginning if none was saved."""
         updates = by_first(self.store.updates)
         if not updates:
             say(self.console, "no state was saved yet: starting from the beginning")
@@ -342,7 +342,7 @@ class _Run:
         self.update, self.loss = state["update"], state["loss"]
         self.history, self.best = state["history"], state["best"]
         set_random_state(self.device, state["random"][self.accelerator.process_index])
-        say(self.console, f"going on after update {self.update} of {self.total}")
+        say(self.console, f"resuming after update {self.update} of {self.total}")
 
     def fitting(self, update: int) -> dict[str, Any]:
         """The state after an update; ValueError if it is damaged or of another training."""
@@ -352,8 +352,8 @@ class _Run:
         if differing := [name for name in here if saved.get(name) != here[name]]:
             changes = ", ".join(f"{n} was {saved.get(n)} and is {here[n]}" for n in differing)
             raise ValueError(
-                f"{folder} is of a training with other settings: {changes}; give the same, or "
-                "choose another --out"
+                f"{folder} was saved with other settings: {changes}; pass the same settings "
+                "or another --out"
             )
         try:
             compare(self.task.model, self.task.kept(), state)

@@ -1,4 +1,4 @@
-"""Models and tokenizers as experiments and checkpoints name them."""
+"""Builds the models and tokenizers that experiments and checkpoints name."""
 
 from __future__ import annotations
 
@@ -71,22 +71,22 @@ def start(
     captions: Sequence[str],
     folder: Path,
     *,
-    anew: bool = False,
+    fresh: bool = False,
 ) -> Loaded:
-    """The model that an experiment starts from, tuning applied; initialised by the seed alone.
+    """Builds the model that an experiment starts from and applies the tuning, seeded.
 
-    Raises ValueError as `load_image_model` and `apply` do, for texts longer than it can read, and
-    for an exported model of which the tuning would drop the mixing.
+    Raises ValueError as `load_image_model` and `apply` do, for texts longer than the model can
+    read, and for an exported model whose mixing the tuning would drop.
 
-    With ``tiny`` a small random one, kept in the folder; its vocabulary, where no tokenizer is
-    named, is that of ``captions``. ``anew``: one that an earlier run left there is replaced, as a
-    run that does not resume must; among several processes, by the first.
+    With ``tiny`` it is a small random model, kept in ``folder``; its vocabulary comes from
+    ``captions`` unless a tokenizer is named. ``fresh`` replaces one that an earlier run left
+    there: a run that does not resume passes it, in the first process alone.
     """
     name = experiment.model
     torch.manual_seed(experiment.training.seed)
     if experiment.tiny:
         home = folder / tiny.FOLDER
-        if anew or not home.exists():
+        if fresh or not home.exists():
             tiny.write_model(experiment, captions, home)
         name = str(home)
     loaded = load_image_model(

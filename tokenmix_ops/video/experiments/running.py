@@ -99,7 +99,7 @@ def _check_folder(experiment: Captioning | Retrieval, out: Path, resume: bool) -
     if differing:
         changes = ", ".join(f"{n} was {old.get(n)} and is {new[n]}" for n in differing)
         raise ValueError(
-            f"{out} is of another experiment: {changes}; give the same, or another --out"
+            f"{out} holds another experiment: {changes}; pass the same settings or another --out"
         )
 
 
@@ -116,7 +116,7 @@ def _build_model(
     # The first process writes, a small model and what was downloaded too; the others then read.
     with raised_on_all():
         if main:
-            loaded = start(experiment, captions, out, anew=not resume)
+            loaded = start(experiment, captions, out, fresh=not resume)
             out.mkdir(parents=True, exist_ok=True)
             if not resume and clips.unreadable is not None:
                 clips.unreadable.path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""How a model is tuned, as users say it."""
+"""The request for a tuning: which method, and which of its settings differ from the default."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ MethodName = Literal[
 
 @dataclass(frozen=True)
 class Tuning:
-    """How a pre-trained model is tuned. What is left at None follows the method."""
+    """How to tune a pre-trained model. None leaves a setting to the method."""
 
     method: MethodName = "token_mixing"
-    """What the paper compares; "lora" and "frozen" are ours."""
+    """Tuning method; all but "lora" and "frozen" are compared in the paper."""
     everything: bool | None = None
     """Update the whole model, text side included: the paper's (F), and the default of "full"."""
     layers: tuple[int, ...] | None = None
-    """Layers that the method changes, from 0 or from the end; None: the last for token_mixing and
-    spatial, the new blocks for temporal and full, else all."""
+    """Layers that the method changes; negative ones count from the end. None: the last for
+    token_mixing and spatial, the new blocks for temporal and full, all for the others."""
     mixing: str = "released"
     """Which tokens token_mixing attends to: released, paper, joint, ..."""
     linear_projection: bool | None = None
@@ -41,10 +41,10 @@ class Tuning:
     ffn: bool | None = None
     """Update the method's part at the FFN of its layers (Table 4)."""
     bottleneck: int | None = None
-    """Width inside an adapter; None: an eighth of the model's, of an ST-Adapter half of it."""
+    """Width inside an adapter; None: an eighth of the model's width, half of it for st_adapter."""
     rank: int = 8
     """Rank of a LoRA update."""
     num_blocks: int | None = None
-    """Temporal blocks on top, of temporal and full; None: four, if the tower has as many."""
+    """Temporal blocks that temporal and full add; None: four, or the tower's depth if less."""
     temporal_position: bool = False
-    """A learnt position of each frame below the first temporal attention; not in the paper."""
+    """Add a learnt frame position below the first temporal attention; not in the paper."""
