@@ -23,7 +23,7 @@ from tokenmix_ops.timing import environment
 from tokenmix_ops.video.data.dataset import Clips, collate
 from tokenmix_ops.video.data.manifest import Manifest, read_manifest
 from tokenmix_ops.video.data.shapes import MOTIONS, write_world
-from tokenmix_ops.video.engine.settings import Training
+from tokenmix_ops.video.engine.hyperparameters import Training
 from tokenmix_ops.video.engine.store import Store
 from tokenmix_ops.video.experiments.evaluating import (
     evaluate_captions,
@@ -35,7 +35,7 @@ from tokenmix_ops.video.experiments.running import run
 from tokenmix_ops.video.experiments.settings import Captioning, Contrast, Opening, Retrieval, Videos
 from tokenmix_ops.video.retrieval import VideoRetriever
 from tokenmix_ops.video.text import CaptionTokenizer
-from tokenmix_ops.video.tuning.settings import Tuning
+from tokenmix_ops.video.tuning.spec import Tuning
 
 Task = Literal["captioning", "retrieval"]
 

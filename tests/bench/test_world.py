@@ -47,7 +47,7 @@ def test_rows_come_out_and_go_on_where_they_stopped(tmp_path, monkeypatch):
         raise AssertionError("trained again")
 
     # What is finished is not done again, and rows of others stay.
-    monkeypatch.setattr("tokenmix_ops.video.engine.training._Run.run", fail)
+    monkeypatch.setattr("tokenmix_ops.video.engine.loop._Run.run", fail)
     main([*asked, "--contenders", "spatial (P)", "--tasks", "captioning"])
     assert len(read_rows(tmp_path / "world-cpu.jsonl")) == 4
     with pytest.raises(ValueError, match="'magic' is no contender; there are token_mixing"):

@@ -15,8 +15,8 @@ from tokenmix_ops.video.data.manifest import read_manifest
 from tokenmix_ops.video.data.shapes import write_world
 from tokenmix_ops.video.engine import store
 from tokenmix_ops.video.experiments import running
-from tokenmix_ops.video.experiments.captioning import CaptioningTask
-from tokenmix_ops.video.experiments.retrieval import RetrievalTask
+from tokenmix_ops.video.experiments.captioning_task import CaptioningTask
+from tokenmix_ops.video.experiments.retrieval_task import RetrievalTask
 from tokenmix_ops.video.experiments.settings import (
     Captioning,
     Contrast,

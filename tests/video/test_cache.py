@@ -18,7 +18,7 @@ import torch
 from media import picture, write_image, write_video
 
 from tokenmix_ops.video.data import cache as module
-from tokenmix_ops.video.data import space, video_file
+from tokenmix_ops.video.data import quota, video_file
 from tokenmix_ops.video.data.cache import FrameCache
 from tokenmix_ops.video.data.clips import Candidates, ClipError, read_clip
 
@@ -327,8 +327,8 @@ def test_a_clip_too_large_is_read_without_its_other_frames(video, tmp_path, deco
 
 def test_what_the_dead_left_is_removed_and_what_the_living_write_is_not(video, tmp_path):
     cache = FrameCache(tmp_path, PLENTY)
-    living = cache.space.take(tmp_path / "aa" / "00.frames", 9000)
-    with cache.space.take(tmp_path / "aa" / "11.frames", 5000):
+    living = cache.quota.take(tmp_path / "aa" / "00.frames", 9000)
+    with cache.quota.take(tmp_path / "aa" / "11.frames", 5000):
         pass
     (tmp_path / "aa" / "notes.part").touch()
     (tmp_path / "mine").mkdir()
@@ -339,9 +339,9 @@ def test_what_the_dead_left_is_removed_and_what_the_living_write_is_not(video, t
     assert [f.name for f in files(tmp_path)] == ["00.frames.part", "notes.part"]
     assert (tmp_path / "mine" / "22.frames.part").exists()
     # Nobody else writes what is being written, and the dead are followed at once.
-    assert cache.space.take(tmp_path / "aa" / "00.frames", 9000) is None
+    assert cache.quota.take(tmp_path / "aa" / "00.frames", 9000) is None
     living.close()
-    cache.space.take(tmp_path / "aa" / "00.frames", 100).close()
+    cache.quota.take(tmp_path / "aa" / "00.frames", 100).close()
     assert taken(tmp_path) == 4096
 
 
@@ -414,7 +414,7 @@ def killed_at(line, work):
 
     def trace(frame, event, _):
         nonlocal line
-        if frame.f_code.co_filename not in (module.__file__, space.__file__):
+        if frame.f_code.co_filename not in (module.__file__, quota.__file__):
             return None
         line -= event == "line"
         if line == 0:
@@ -543,6 +543,6 @@ def test_what_cannot_be_is_refused(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError, match="file is no folder, so it cannot be a frame"):
         FrameCache(tmp_path / "file", 1)
-    monkeypatch.setattr("tokenmix_ops.video.data.space.fcntl", None)
+    monkeypatch.setattr("tokenmix_ops.video.data.quota.fcntl", None)
     with pytest.raises(RuntimeError, match="needs the file locks of a POSIX system"):
         FrameCache(tmp_path, 1)

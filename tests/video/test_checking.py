@@ -11,7 +11,7 @@ from waiting import stop_clock
 
 from tokenmix_ops.video.data import checking, isolation
 from tokenmix_ops.video.data.check_report import report
-from tokenmix_ops.video.data.checking import Task, check_videos, examine
+from tokenmix_ops.video.data.checking import Check, check_videos, examine
 from tokenmix_ops.video.data.manifest import Manifest, Problem, Video
 
 
@@ -21,7 +21,7 @@ def video(path, split="train", start=None, end=None):
 
 
 def check(folder, path, thorough=False, start=None, end=None):
-    return examine(Task(video(path, "test", start, end), folder / path, 8, 32, thorough))
+    return examine(Check(video(path, "test", start, end), folder / path, 8, 32, thorough))
 
 
 def hang_or_crash(task):

@@ -13,7 +13,8 @@ from tokenmix_ops import mix_tokens
 from tokenmix_ops.video import checkpoints
 from tokenmix_ops.video.blip import tiny_blip
 from tokenmix_ops.video.captioning import VideoCaptioner
-from tokenmix_ops.video.checkpoints import describe, export, load_updated, save_updated
+from tokenmix_ops.video.checkpoints import describe, load_updated, save_updated
+from tokenmix_ops.video.export import export
 from tokenmix_ops.video.retrieval import VideoRetriever
 from tokenmix_ops.video.text import CaptionTokenizer
 from tokenmix_ops.video.tuning import METHODS, Tuning, apply
@@ -89,14 +90,14 @@ def test_the_visual_part_of_token_mixing_is_one_layer(tmp_path):
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: fresh("retrieval"), "is of task captioning, the model of retrieval"),
-        (lambda: fresh(num_frames=4), "is of num_frames 3, the model of 4"),
+        (lambda: fresh("retrieval"), "with task=captioning, but the model has task=retrieval"),
+        (lambda: fresh(num_frames=4), "with num_frames=3, but the model has num_frames=4"),
         (lambda: fresh(seed=5), "was tuned on other weights: on base"),
         (
             lambda: VideoCaptioner(
                 tiny_blip("captioning", WORDS, image_size=56), num_frames=FRAMES
             ),
-            "is of image_size 40, the model of 56",
+            "with image_size=40, but the model has image_size=56",
         ),
     ],
     ids=["task", "frames", "weights", "size"],
@@ -150,7 +151,9 @@ def test_files_that_are_none_of_ours(tmp_path):
         with pytest.raises(ValueError, match="is cut off or not a safetensors file"):
             describe(path)
     save_file({"a": torch.zeros(1)}, path)
-    with pytest.raises(ValueError, match="is no checkpoint of tokenmix_ops: its format is None"):
+    with pytest.raises(
+        ValueError, match=r"no checkpoint of tokenmix_ops: expected format .*, got None"
+    ):
         describe(path)
     save_updated(path, tuned(), base="base")
     for broken in ({"tuning": "{"}, {"num_frames": "many"}, {"tuning": '{"method": "magic"}'}):
@@ -170,7 +173,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(checkpoints, "save_file", half)
-    with pytest.raises(OSError, match=r"a\.safetensors cannot be written.*No space left"):
+    with pytest.raises(OSError, match=r"a\.safetensors could not be written.*No space left"):
         save_updated(path, model, base="base")
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
@@ -195,7 +198,7 @@ def test_only_tuned_models_are_saved_and_only_fresh_ones_loaded(tmp_path):
     with pytest.raises(ValueError, match="was not tuned"):
         save_updated(path, fresh(), base="base")
     save_updated(path, tuned(), base="base")
-    with pytest.raises(ValueError, match="is tuned by token_mixing already"):
+    with pytest.raises(ValueError, match="was tuned by token_mixing already"):
         load_updated(tuned(), path)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from media import picture, write_image, write_video
 
-from tokenmix_ops.video.data.checking import Task, examine
+from tokenmix_ops.video.data.checking import Check, examine
 from tokenmix_ops.video.data.clips import ClipError, read_clip
 from tokenmix_ops.video.data.manifest import Video
 
@@ -133,5 +133,5 @@ def test_png_checksum(tmp_path):
     data = (tmp_path / "0.png").read_bytes()
     for at in range(40, len(data) - 16, max(1, len(data) // 40)):
         (tmp_path / "0.png").write_bytes(flip(data, at, random.Random(at)))
-        task = Task(Video(".", "a", (), "test"), tmp_path, 1, SIZE, False)
+        task = Check(Video(".", "a", (), "test"), tmp_path, 1, SIZE, False)
         assert examine(task).status == "unreadable"

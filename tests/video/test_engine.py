@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from together import free_port, run_together
 from waiting import once, wait_until
 
-from tokenmix_ops.video.engine import Training, store, training
+from tokenmix_ops.video.engine import Training, loop, store
 from tokenmix_ops.video.engine.placement import shard, start_accelerator
 from tokenmix_ops.video.engine.progress import Progress
 from tokenmix_ops.video.engine.schedule import learning_rate
@@ -305,7 +305,7 @@ def with_scaler(monkeypatch):
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024, growth_interval=2)
         return accelerator
 
-    monkeypatch.setattr(training, "start_accelerator", start)
+    monkeypatch.setattr(loop, "start_accelerator", start)
 
 
 def scales(out, update):
@@ -520,10 +520,10 @@ def test_a_damaged_state_is_named_with_the_one_before(tmp_path, damage):
 def test_other_settings_are_named(tmp_path):
     stopped_at(tmp_path)
     with pytest.raises(
-        ValueError, match="other settings: batch_size was 4 and is 3, seed was 0 and is 7; give"
+        ValueError, match="other settings: batch_size was 4 and is 3, seed was 0 and is 7; pass"
     ):
         run(tmp_path, resume=True, batch_size=3, seed=7)
-    with pytest.raises(ValueError, match="other settings: captions was 27 and is 30; give"):
+    with pytest.raises(ValueError, match="other settings: captions was 27 and is 30; pass"):
         run(tmp_path, resume=True, length=30)
 
 

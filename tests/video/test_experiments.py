@@ -15,11 +15,12 @@ from together import free_port, run_together
 from waiting import once
 
 from tokenmix_ops.video import blip
-from tokenmix_ops.video.checkpoints import describe, export
+from tokenmix_ops.video.checkpoints import describe
 from tokenmix_ops.video.engine.store import Store
 from tokenmix_ops.video.experiments.building import load_checkpoint, load_whole, start
-from tokenmix_ops.video.experiments.files import plain, read_experiment
-from tokenmix_ops.video.experiments.retrieval import TextBatch
+from tokenmix_ops.video.experiments.configs import plain, read_experiment
+from tokenmix_ops.video.experiments.retrieval_task import TextBatch
+from tokenmix_ops.video.export import export
 from tokenmix_ops.video.text import CaptionTokenizer
 from tokenmix_ops.video.tuning import METHODS, Tuning
 
@@ -294,7 +295,7 @@ def test_a_run_that_does_not_resume_has_a_small_model_of_its_own(tmp_path, exper
     first = start(one, ["a circle"], tmp_path)
     kept = start(one, ["a big red square"], tmp_path)
     assert kept.tokenizer.vocab_size == first.tokenizer.vocab_size
-    new = start(one, ["a big red square"], tmp_path, anew=True)
+    new = start(one, ["a big red square"], tmp_path, fresh=True)
     assert new.tokenizer.encode(["big red square"], 9)[0].shape[1] == 5
     assert new.tokenizer.vocab_size > first.tokenizer.vocab_size
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
@@ -308,7 +309,7 @@ def test_nothing_but_a_small_model_is_replaced_by_one(tmp_path, experiment_folde
     before = sorted(home.iterdir())
     one = tiny_experiment("captioning", experiment_folder)
     with pytest.raises(ValueError, match=f"{home} is no model of --tiny"):
-        start(one, ["a circle"], tmp_path, anew=True)
+        start(one, ["a circle"], tmp_path, fresh=True)
     assert sorted(home.iterdir()) == before
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tokenmix_ops.video.metrics.files import (
+from tokenmix_ops.video.metrics.caption_files import (
     paired,
     read_predictions,
     read_references,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenmix_ops.video.metrics.captions import caption_scores, tokenize
-from tokenmix_ops.video.metrics.retrieval import retrieval_scores
+from tokenmix_ops.video.metrics.recall import retrieval_scores
 
 
 def test_ranks_worked_out_by_hand():

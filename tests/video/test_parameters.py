@@ -10,8 +10,9 @@ from waiting import once
 
 from tokenmix_ops.video.blip import blip_vision_config, tiny_blip
 from tokenmix_ops.video.encoder import VideoEncoder
-from tokenmix_ops.video.parameters import _TEXT_LAYERS, SETTINGS, Row, count, table
+from tokenmix_ops.video.parameters import SETTINGS, Row, count, table
 from tokenmix_ops.video.tuning import METHODS
+from tokenmix_ops.video.tuning.full import TEXT_LAYERS
 
 TOWER = {"vit-b16": 85_798_656, "vit-l16": 303_301_632}
 # Width, depth and tokens of the towers; the text side is 12 layers of width 768.
@@ -239,4 +240,4 @@ def test_layers_of_texts_are_where_they_are_counted(task):
     with torch.device("meta"):
         model = tiny_blip(task, 110)
     layers = {n.partition(".layer.")[0] for n, _ in model.named_parameters() if ".layer." in n}
-    assert {f"{name}.layer." for name in layers} < {*_TEXT_LAYERS}
+    assert {f"{name}.layer." for name in layers} < {*TEXT_LAYERS}

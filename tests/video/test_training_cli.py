@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from tokenmix_ops.video import cli
 from tokenmix_ops.video.data.manifest import read_manifest, write_manifest
-from tokenmix_ops.video.experiments import captioning, evaluating
+from tokenmix_ops.video.experiments import captioning_task, evaluating
 from tokenmix_ops.video.metrics.captions import FIGURES, CaptionScores
 
 COMMANDS = {"caption": "captioning", "retrieval": "retrieval"}
@@ -232,7 +232,7 @@ def test_captions_are_scored_against_references_as_they_are(
         seen.append({name: list(captions) for name, captions in references.items()})
         return CaptionScores({"CIDEr": 1.0, "BLEU-4": 1.0}, "a tokenizer")
 
-    for module in (captioning, evaluating):
+    for module in (captioning_task, evaluating):
         monkeypatch.setattr(module, "caption_scores", score)
     where = {"data": some, "root": data.parent}
     assert tokenmix(*training("caption", tmp_path / "run", **where))[0] == 0
@@ -367,7 +367,7 @@ def test_predicting_what_cannot_be(refused, tokenmix, trained, data):
 
 def test_a_checkpoint_of_the_other_task(refused, trained, data, tmp_path):
     best = trained / "retrieval" / "best.safetensors"
-    wanted = f"{best} is of task retrieval, wanted captioning"
+    wanted = f"{best}: expected task captioning, got retrieval"
     good = data.parent / "videos" / "video0.mp4"
     assert wanted in refused("caption", "predict", best, good)
     assert wanted in refused("caption", "evaluate", best, "--data", data)
@@ -473,9 +473,9 @@ def test_starting_again_and_going_on_with_something_else(
     ):
         changed = training("caption", out, "--resume", **{"select_on": "none", **changes})
         sentence = refused(*changed)
-        assert f"{out} is of another experiment: {text}; give the same" in sentence
+        assert f"{out} holds another experiment: {text}; pass the same" in sentence
     sentence = refused(*training("retrieval", out, "--resume", select_on="none"))
-    assert "experiment.yaml is of task captioning, wanted retrieval" in sentence
+    assert "experiment.yaml: expected task retrieval, got captioning" in sentence
     # What it was begun with need not be said again, nor where, if it is there by default.
     assert tokenmix("caption", "train", "--out", str(out), "--resume")[0] == 0
     out.rename(tmp_path / "captioning")

@@ -1,10 +1,12 @@
 """What each tuning method inserts and updates, where it starts, and what it can tell apart."""
 
+import ast
 import copy
 import gc
 import itertools
 import re
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from caption_models import FRAMES, captions, clip, redraw, tiny_blip, tiny_capti
 from retrieval_models import texts, tiny_model
 from transformers.models.blip.modeling_blip import BlipAttention
 
+import tokenmix_ops
 from tokenmix_ops import mix_tokens, unmix_tokens
 from tokenmix_ops.modules import TokenMixing
 from tokenmix_ops.testing import max_error
@@ -101,6 +104,22 @@ def trained(captioner, seed=7):
 
 def test_every_method_is_here():
     assert set(METHODS) == set(UPDATED)
+    assert [method.name for method in METHODS.values()] == list(METHODS)
+
+
+def test_a_method_is_one_file():
+    """Code outside of that file asks the method, and never compares with a method's name."""
+    for path in (Path(tokenmix_ops.__file__).parent / "video").rglob("*.py"):
+        if path.stem not in METHODS:
+            code = ast.parse(path.read_text("utf-8"))
+            compared = {
+                part.value
+                for node in ast.walk(code)
+                if isinstance(node, ast.Compare)
+                for part in ast.walk(node)
+                if isinstance(part, ast.Constant)
+            }
+            assert compared.isdisjoint(set(METHODS) - {"spatial", "temporal"}), path
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -687,13 +706,13 @@ def test_a_method_is_applied_once_and_to_a_model_without_mixing(assert_says):
         captioner = tuned(method)
         assert_says(
             lambda captioner=captioner: apply(captioner, Tuning()),
-            f"the model is tuned by {method} already; load it anew",
+            f"the model was tuned by {method} already: load it again",
         )
     mixing = tiny_captioner()
     mix_tokens(mixing.encoder.vision_model, FRAMES, layers=(1,))
     assert_says(
         lambda: apply(mixing, Tuning("spatial")),
-        "layer 1 mixes tokens already: load the image model anew",
+        "layer 1 mixes tokens already: load the image model again",
     )
 
 

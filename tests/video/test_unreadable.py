@@ -22,10 +22,10 @@ from tokenmix_ops.video.data.dataset import CaptionedClips, collate
 from tokenmix_ops.video.data.manifest import Video, read_manifest
 from tokenmix_ops.video.data.unreadable import Unreadable
 from tokenmix_ops.video.experiments import running
-from tokenmix_ops.video.experiments.captioning import CaptioningTask
+from tokenmix_ops.video.experiments.captioning_task import CaptioningTask
+from tokenmix_ops.video.experiments.configs import as_yaml
 from tokenmix_ops.video.experiments.evaluating import evaluate_captions, evaluate_ranking
-from tokenmix_ops.video.experiments.files import as_yaml
-from tokenmix_ops.video.experiments.retrieval import RetrievalTask
+from tokenmix_ops.video.experiments.retrieval_task import RetrievalTask
 from tokenmix_ops.video.experiments.settings import Captioning, Retrieval
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tokenmix_ops.video.data.manifest import read_manifest, write_manifest
     from tokenmix_ops.video.encoder import VideoEncoder, VideoEncoding
     from tokenmix_ops.video.metrics.captions import caption_scores
-    from tokenmix_ops.video.metrics.retrieval import retrieval_scores
+    from tokenmix_ops.video.metrics.recall import retrieval_scores
 
 __all__ = [
     "ClipError",
@@ -41,7 +41,7 @@ _HOMES = {
     "normalize_clip": "tokenmix_ops.video.data.clips",
     "read_clip": "tokenmix_ops.video.data.clips",
     "read_manifest": "tokenmix_ops.video.data.manifest",
-    "retrieval_scores": "tokenmix_ops.video.metrics.retrieval",
+    "retrieval_scores": "tokenmix_ops.video.metrics.recall",
     "write_manifest": "tokenmix_ops.video.data.manifest",
 }
 

@@ -15,7 +15,7 @@ from transformers import (
 
 from tokenmix_ops.video.text import SPECIAL_TOKENS
 
-Task = Literal["captioning", "retrieval"]
+TaskName = Literal["captioning", "retrieval"]
 Blip = BlipForConditionalGeneration | BlipForImageTextRetrieval
 
 _MODELS: dict[str, type[Any]] = {
@@ -67,7 +67,7 @@ def model_class(task: str) -> type[Any]:
 
 def blip_config(
     backbone: Literal["vit-b16", "vit-l16"],
-    task: Task,
+    task: TaskName,
     *,
     image_size: int = 224,
     vocab_size: int = 30524,
@@ -109,13 +109,13 @@ def blip_config(
     )
 
 
-def build_blip(config: BlipConfig, task: Task) -> Blip:
+def build_blip(config: BlipConfig, task: TaskName) -> Blip:
     """The task's model with random weights; under ``torch.device("meta")`` without any."""
     return model_class(task)(config)
 
 
 def tiny_blip(
-    task: Task,
+    task: TaskName,
     vocab_size: int,
     *,
     image_size: int = 56,

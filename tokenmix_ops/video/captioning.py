@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import BlipForConditionalGeneration
 
+from tokenmix_ops.video.blip import TaskName
 from tokenmix_ops.video.cross_attention import VideoMemory, share_video_keys
 from tokenmix_ops.video.encoder import VideoEncoder
-from tokenmix_ops.video.tuning.settings import Tuning
+from tokenmix_ops.video.tuning.spec import Tuning
 
 IGNORED = -100
 
@@ -28,6 +29,7 @@ class VideoCaptioner(nn.Module):
         num_frames: frames of a video.
     """
 
+    task: ClassVar[TaskName] = "captioning"
     blip_class = BlipForConditionalGeneration
 
     def __init__(

@@ -1,16 +1,14 @@
-"""Checkpoints with what was updated and nothing else, and whole model directories made of them."""
+"""Checkpoints of the updated parameters and nothing else."""
 
 from __future__ import annotations
 
-import copy
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -21,9 +19,9 @@ from torch.distributed.tensor import DTensor
 
 from tokenmix_ops import __version__
 from tokenmix_ops.video.captioning import VideoCaptioner
+from tokenmix_ops.video.files import replacing
 from tokenmix_ops.video.retrieval.retriever import VideoRetriever
 from tokenmix_ops.video.tuning import METHODS, Tuning, apply, resolved
-from tokenmix_ops.video.tuning.lora import merged_projections
 
 FORMAT = "tokenmix_ops.updated/1"
 
@@ -50,7 +48,7 @@ class Description:
 
 
 def updated_tensors(model: TaskModel) -> dict[str, Tensor]:
-    """The updated parameters on the CPU, by name; every rank must call it, for they may be sharded.
+    """The updated parameters on the CPU, by name. They may be sharded: every rank must call it.
 
     Raises ValueError if the model was not prepared by `tuning.apply`.
     """
@@ -71,7 +69,7 @@ def save_updated(
     settings: Mapping[str, Any] | None = None,
     figures: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes the updated parameters as safetensors, by a temporary name.
+    """Writes the updated parameters as safetensors, whole or not at all.
 
     Args:
         path: the file; an older one is replaced when the new one is complete.
@@ -84,10 +82,10 @@ def save_updated(
     """
     tensors = updated_tensors(model)
     assert model.tuning is not None
-    metadata = {
+    metadata: dict[str, str] = {
         "format": FORMAT,
         "tokenmix_ops": __version__,
-        "task": task_of(model),
+        "task": model.task,
         "tuning": json.dumps(asdict(resolved(model.tuning))),
         "num_frames": str(model.encoder.num_frames),
         "image_size": str(model.encoder.image_size),
@@ -97,15 +95,11 @@ def save_updated(
         "base": fingerprint(model),
     }
     path = Path(path)
-    unfinished = path.with_name(path.name + ".part")
-    try:
-        save_file(tensors, unfinished, metadata)
-        with open(unfinished, "rb") as file:
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    except (OSError, SafetensorError) as error:
-        unfinished.unlink(missing_ok=True)
-        raise OSError(f"{path} cannot be written: {error}") from error
+    with replacing(path) as part:
+        try:
+            save_file(tensors, part, metadata)
+        except SafetensorError as error:
+            raise OSError(errno.EIO, str(error)) from error
 
 
 def describe(path: str | os.PathLike[str]) -> Description:
@@ -120,16 +114,18 @@ def load_updated(model: TaskModel, path: str | os.PathLike[str]) -> Description:
     """Applies a checkpoint's tuning to a model fresh from its image weights, and its parameters.
 
     Raises ValueError that names the file and says what differs: the task, the number of frames,
-    names, shapes, or the weights that were not updated. The model is to be thrown away then.
+    names, shapes, or the weights that were not updated. Discard the model then.
     """
     description, tensors = _read(Path(path))
     for what, wanted, given in (
-        ("task", description.task, task_of(model)),
+        ("task", description.task, model.task),
         ("num_frames", description.num_frames, model.encoder.num_frames),
         ("image_size", description.image_size, model.encoder.image_size),
     ):
         if wanted != given:
-            raise ValueError(f"{path} is of {what} {wanted}, the model of {given}")
+            raise ValueError(
+                f"{path} was trained with {what}={wanted}, but the model has {what}={given}"
+            )
     updated = set(apply(model, description.tuning).updated)
     own = dict(model.named_parameters())
     problems = [
@@ -158,117 +154,15 @@ def load_updated(model: TaskModel, path: str | os.PathLike[str]) -> Description:
     return description
 
 
-def export(model: TaskModel, folder: str | os.PathLike[str], tokenizer: Any | None = None) -> Path:
-    """Writes a whole transformers model directory; returns it.
-
-    LoRA is added into the weights. What mixes is noted in config.json under ``tokenmix``, for
-    transformers itself attends within frames: `mix_tokens` makes it mix. Raises ValueError for
-    methods that insert modules which transformers' BLIP does not have, and FileExistsError if there
-    is something in the folder.
-
-    Args:
-        model: a captioner or retriever.
-        folder: is made, when all is written; one that is there already must be empty.
-        tokenizer: a `CaptionTokenizer` to write beside the weights.
-    """
-    folder = Path(folder)
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise FileExistsError(f"{folder} is there already: choose another name, or remove it")
-    tuning = model.tuning or Tuning("frozen")
-    tower = "encoder.vision_model."
-    if tuning.method == "lora":
-        vision = merged_projections(model.encoder)
-    else:
-        vision = dict(model.encoder.vision_model.state_dict())
-    whole = type(model).blip_class(copy.deepcopy(model.blip_config))
-    weights = {f"vision_model.{name}": value for name, value in vision.items()}
-    weights |= {n: value for n, value in model.state_dict().items() if not n.startswith(tower)}
-    foreign = sorted(weights.keys() - whole.state_dict().keys())
-    if foreign:
-        raise ValueError(
-            f"method {tuning.method!r} inserts modules that transformers' BLIP does not have "
-            f"({foreign[0]}, ...): keep the checkpoint, and load it with load_updated"
-        )
-    whole.load_state_dict(weights)
-    mixing = METHODS[tuning.method].name == "token_mixing"
-    whole.config.tokenmix = {
-        "num_frames": model.encoder.num_frames,
-        "mixing": tuning.mixing if mixing else "spatial",
-        "layers": list(mixing_layers(model)) if mixing else [],
-    }
-    with complete_folder(folder) as unfinished:
-        whole.save_pretrained(unfinished)
-        if tokenizer is not None:
-            tokenizer.save(unfinished)
-        card = _CARD.format(
-            name=folder.name,
-            task=task_of(model),
-            command="caption" if task_of(model) == "captioning" else "retrieval",
-            **whole.config.tokenmix,
-        )
-        (unfinished / "README.md").write_text(card, encoding="utf-8")
-    return folder
-
-
-@contextmanager
-def complete_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which gets the name ``folder`` at the end, if all went well.
-
-    Raises OSError if there is a file of that name, or a folder that is not empty.
-    """
-    folder = folder.absolute()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-        # In a folder of its own, which has the usual permissions.
-        unfinished = Path(temporary) / folder.name
-        unfinished.mkdir()
-        yield unfinished
-        if folder.exists():
-            folder.rmdir()
-        unfinished.replace(folder)
-
-
-_CARD = """# {name}
-
-A BLIP model for video {task}, of {num_frames} frames a video; layers that mix tokens across frames:
-{layers}, {mixing}.
-
-With tokenmix_ops it works as it is: `tokenmix {command} evaluate {name} --data videos.jsonl`.
-
-transformers loads it, but its own attention stays within frames, and its `generate` captions each
-frame by itself. So make the layers above mix, if there are any, with the frames of a video in a row
-in the batch, and join them before the text model reads them:
-
-```python
-tokenmix_ops.mix_tokens(model.vision_model, {num_frames}, "{mixing}", {layers})
-frames = model.vision_model(pixel_values=pixels).last_hidden_state  # [batch * {num_frames}, ...]
-video = frames.unflatten(0, (-1, {num_frames})).flatten(1, 2)  # the text's encoder_hidden_states
-```
-"""
-
-
-def mixing_layers(model: TaskModel) -> tuple[int, ...]:
-    """Layers of a model tuned by token_mixing that mix."""
-    depth = model.encoder.config.num_hidden_layers
-    layers = (-1,) if model.tuning is None or model.tuning.layers is None else model.tuning.layers
-    return tuple(sorted({layer % depth for layer in layers}))
-
-
-def task_of(model: TaskModel) -> str:
-    """ "captioning" or "retrieval"."""
-    return "captioning" if isinstance(model, VideoCaptioner) else "retrieval"
-
-
 def fingerprint(model: nn.Module) -> str:
-    """Of the frozen parameters: names, shapes, and 64 values of each in half precision.
+    """Hashes the frozen parameters: names, shapes, and 64 values of each in half precision.
 
-    But for the position embeddings, which are resized to the videos when a model is loaded: the
-    last bits of that differ between machines.
+    Leaves out the position embeddings. They are resized to the videos when a model is loaded, and
+    the last bits of the result differ between machines.
     """
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
-        as_loaded = "lora_" not in name and not name.endswith(".position_embedding")
-        if as_loaded and not parameter.requires_grad:
+        if not parameter.requires_grad and not name.endswith(".position_embedding"):
             flat = parameter.detach().flatten()
             index = torch.linspace(0, flat.numel() - 1, 64, dtype=torch.float64).long()
             values = flat[index.to(flat.device)].to("cpu", torch.float16)
@@ -282,8 +176,8 @@ def _read(path: Path) -> tuple[Description, dict[str, Tensor]]:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise ValueError(
-                    f"{path} is no checkpoint of tokenmix_ops: its format is "
-                    f"{metadata.get('format')!r}, wanted {FORMAT!r}"
+                    f"{path} is no checkpoint of tokenmix_ops: expected format {FORMAT!r}, got "
+                    f"{metadata.get('format')!r}"
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError as error:

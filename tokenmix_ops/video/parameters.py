@@ -11,18 +11,14 @@ from typing import Literal, get_args
 import torch
 from transformers import BlipForConditionalGeneration
 
-from tokenmix_ops.video.blip import blip_config, build_blip
+from tokenmix_ops.video.blip import TaskName, blip_config, build_blip
 from tokenmix_ops.video.captioning import VideoCaptioner
 from tokenmix_ops.video.retrieval.retriever import VideoRetriever
-from tokenmix_ops.video.tuning.methods import apply, switches_of
-from tokenmix_ops.video.tuning.settings import Tuning
+from tokenmix_ops.video.tuning.method import Setting
+from tokenmix_ops.video.tuning.methods import METHODS, apply, switches_of
 
 Backbone = Literal["vit-b16", "vit-l16"]
-Task = Literal["captioning", "retrieval"]
 
-_TEXT_LAYERS = ("text_decoder.bert.encoder.layer.", "text_encoder.encoder.layer.")
-_DUAL = "the text says that only the temporal attention is updated, the figure is of whole layers"
-_OURS = "not in the paper"
 _LEGEND = (
     "Millions of parameters that are updated. Counted: as the paper counts them, the weight "
     "matrices of the visual encoder's layers. Visual, text: all of them in the visual encoder, "
@@ -35,68 +31,7 @@ _HEAD = (
 )
 
 
-@dataclass(frozen=True)
-class Setting:
-    """A method, or one reading of it, that is worth a row.
-
-    ``captioning`` and ``retrieval`` are the millions of parameters that the paper prints for
-    ViT-B/16, in Table 1 (of parts of a layer in Table 4) and in Table 2; None where it does not.
-    """
-
-    name: str
-    tuning: Tuning
-    captioning: float | None = None
-    retrieval: float | None = None
-    note: str = ""
-
-    def paper(self, task: Task) -> float | None:
-        return self.captioning if task == "captioning" else self.retrieval
-
-
-SETTINGS = (
-    Setting(
-        "token_mixing (P)",
-        Tuning("token_mixing"),
-        7.1,
-        7.07,
-        "7.078 in full: the paper rounds it to 7.1 and truncates it to 7.07",
-    ),
-    Setting("token_mixing, attention only", Tuning("token_mixing", ffn=False), 2.4),
-    Setting("token_mixing, FFN only", Tuning("token_mixing", attention=False), 4.7),
-    Setting("token_mixing (F)", Tuning("token_mixing", everything=True)),
-    Setting("spatial (P)", Tuning("spatial")),
-    Setting("spatial (F)", Tuning("spatial", everything=True)),
-    Setting("full", Tuning("full"), 226.5, 226.51, "the layers of the text side are counted too"),
-    Setting("temporal", Tuning("temporal"), 28.3, 28.31),
-    Setting("dual_attention, as the text says", Tuning("dual_attention"), 84.9, note=_DUAL),
-    Setting(
-        "dual_attention, as the figure says", Tuning("dual_attention", ffn=True), 84.9, note=_DUAL
-    ),
-    Setting("st_adapter", Tuning("st_adapter"), 54.8, note="54.854 in full, truncated"),
-    Setting(
-        "adapter, one a layer",
-        Tuning("adapter", ffn=False),
-        1.9,
-        1.88,
-        "what the paper counts",
-    ),
-    Setting(
-        "adapter, two a layer",
-        Tuning("adapter"),
-        1.9,
-        1.88,
-        "what the published code inserts; the paper counts one",
-    ),
-    Setting(
-        "bitfit",
-        Tuning("bitfit"),
-        0.3,
-        0.26,
-        "all biases, those of the text side too",
-    ),
-    Setting("lora", Tuning("lora"), note=_OURS),
-    Setting("frozen", Tuning("frozen"), note=_OURS),
-)
+SETTINGS = tuple(setting for method in METHODS.values() for setting in method.settings)
 """What `count` counts, in the order of its rows."""
 
 
@@ -104,8 +39,8 @@ SETTINGS = (
 class Row:
     """Parameters that one method updates in one model.
 
-    ``as_paper``: the weight matrices of the visual encoder's layers, new and old; of "full" the
-    text side's layers too, of "bitfit" all biases. ``visual``: all that is updated in the visual
+    ``as_paper``: what the paper counts, by default the weight matrices of the visual encoder's
+    layers, new and old. ``visual``: all that is updated in the visual
     encoder, and ``text``: outside of it, heads included. ``checkpoint_mb``: what a float32
     checkpoint takes, in 10^6 bytes. ``paper``: the paper's figure, in millions, and
     ``deviation_percent`` of ``as_paper`` from it, None where there is none.
@@ -113,7 +48,7 @@ class Row:
 
     method: str
     backbone: Backbone
-    task: Task
+    task: TaskName
     as_paper: int
     visual: int
     text: int
@@ -124,7 +59,7 @@ class Row:
     note: str
 
 
-def count(backbone: Backbone | None = None, task: Task | None = None) -> list[Row]:
+def count(backbone: Backbone | None = None, task: TaskName | None = None) -> list[Row]:
     """A row for each of `SETTINGS`, of one backbone and task or, if None, of all of them.
 
     Nothing is allocated but shapes.
@@ -132,7 +67,7 @@ def count(backbone: Backbone | None = None, task: Task | None = None) -> list[Ro
     return [
         _row(setting, model, b, t)
         for b in (get_args(Backbone) if backbone is None else (backbone,))
-        for t in (get_args(Task) if task is None else (task,))
+        for t in (get_args(TaskName) if task is None else (task,))
         for model in [_model(b, t)]
         for setting in SETTINGS
     ]
@@ -160,7 +95,7 @@ def _line(row: Row) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _model(backbone: Backbone, task: Task) -> VideoCaptioner | VideoRetriever:
+def _model(backbone: Backbone, task: TaskName) -> VideoCaptioner | VideoRetriever:
     with torch.device("meta"):
         blip = build_blip(blip_config(backbone, task), task)
         if isinstance(blip, BlipForConditionalGeneration):
@@ -169,7 +104,7 @@ def _model(backbone: Backbone, task: Task) -> VideoCaptioner | VideoRetriever:
 
 
 def _row(
-    setting: Setting, model: VideoCaptioner | VideoRetriever, backbone: Backbone, task: Task
+    setting: Setting, model: VideoCaptioner | VideoRetriever, backbone: Backbone, task: TaskName
 ) -> Row:
     # Of its own it needs the encoder's modules, which are changed, and no more.
     tensors: list[torch.Tensor] = [*model.parameters(), *model.buffers()]
@@ -180,8 +115,10 @@ def _row(
     updated = {name: p for name, p in model.named_parameters() if p.requires_grad}
     total = sum(p.numel() for p in updated.values())
     visual = sum(p.numel() for name, p in updated.items() if name.startswith("encoder."))
-    as_paper = sum(p.numel() for n, p in updated.items() if _counts(n, p, setting.tuning))
-    paper = setting.paper(task) if backbone == "vit-b16" else None
+    method, switches = METHODS[setting.tuning.method], switches_of(setting.tuning)
+    as_paper = sum(p.numel() for n, p in updated.items() if method.counts(n, p, switches))
+    printed = setting.captioning if task == "captioning" else setting.retrieval
+    paper = printed if backbone == "vit-b16" else None
     return Row(
         method=setting.name,
         backbone=backbone,
@@ -196,13 +133,3 @@ def _row(
         # A note on a figure says nothing where there is none.
         note="" if paper is None and setting.captioning is not None else setting.note,
     )
-
-
-def _counts(name: str, parameter: torch.Tensor, tuning: Tuning) -> bool:
-    """Whether the paper's figures count an updated parameter."""
-    if tuning.method == "bitfit":
-        return True
-    layers: tuple[str, ...] = ("encoder.vision_model.encoder.layers.",)
-    if tuning.method == "full" and switches_of(tuning).everything:
-        layers += _TEXT_LAYERS
-    return parameter.dim() > 1 and name.startswith(layers)

@@ -23,7 +23,7 @@ from transformers import (
 from tokenmix_ops.video.blip import (
     TRAINING,
     Blip,
-    Task,
+    TaskName,
     blip_config,
     blip_vision_config,
     model_class,
@@ -70,7 +70,9 @@ _RENAMED = (
 )
 
 
-def load_blip(model: str | os.PathLike[str], task: Task, *, image_size: int | None = None) -> Blip:
+def load_blip(
+    model: str | os.PathLike[str], task: TaskName, *, image_size: int | None = None
+) -> Blip:
     """A pre-trained BLIP for a task, in float32 and evaluation mode.
 
     ``model``: a directory in transformers' format, a name on the Hugging Face hub, or an original
@@ -220,7 +222,7 @@ def read_original(
     return {_renamed(name): weight for name, weight in chosen.items()}
 
 
-def task_weights(weights: Mapping[str, Tensor], task: Task, source: str) -> dict[str, Tensor]:
+def task_weights(weights: Mapping[str, Tensor], task: TaskName, source: str) -> dict[str, Tensor]:
     """The weights of `read_original` that a task's model takes or that nothing accounts for.
 
     Raises ValueError if the checkpoint is of another task.
@@ -238,7 +240,7 @@ def task_weights(weights: Mapping[str, Tensor], task: Task, source: str) -> dict
     return kept
 
 
-def original_config(weights: Mapping[str, Tensor], task: Task, source: str) -> BlipConfig:
+def original_config(weights: Mapping[str, Tensor], task: TaskName, source: str) -> BlipConfig:
     """BLIP's configuration with the sizes that the weights of `task_weights` have.
 
     Heads have 64 channels, as in every published BLIP. Raises ValueError if a weight that tells a

@@ -6,7 +6,7 @@ import json as jsonlib
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import tyro
 from rich.console import Console
@@ -15,7 +15,7 @@ from rich.progress import Progress
 from rich.table import Table
 from tyro.extras import SubcommandApp
 
-from tokenmix_ops.video.cli import caption, data, retrieval, training
+from tokenmix_ops.video.cli import caption, data, retrieval, train
 from tokenmix_ops.video.cli.score import score
 
 # Commands import what they need when they run, so that --help is quick.
@@ -144,7 +144,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs the command; an error the user can mend is one sentence and exit status 1."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        _app(arguments).cli(
+        app, arguments = _app(arguments)
+        app.cli(
             prog="tokenmix",
             args=arguments,
             config=(tyro.conf.FlagCreatePairsOff,),
@@ -169,8 +170,8 @@ def _sentence(error: Exception) -> str:
     return " ".join(lines)
 
 
-def _app(arguments: list[str]) -> SubcommandApp:
-    """All commands; flags of training default to what an experiment file in the arguments says."""
+def _app(arguments: list[str]) -> tuple[SubcommandApp, list[str]]:
+    """Returns all commands, and the arguments that they have yet to parse."""
     app = SubcommandApp()
     for function in (demo, explain, bench, params, score):
         app.command(function)
@@ -179,18 +180,16 @@ def _app(arguments: list[str]) -> SubcommandApp:
         name="data",
         help="Video data: prepare annotations, check videos, write a small world.",
     )
-
-    def default(command: str) -> Any:
-        return training.default_experiment(command, arguments if command in arguments[:1] else [])
-
+    flags, captioning, arguments = train.read_start("caption", arguments)
     app.command(
-        caption.commands(default("caption")),
+        caption.commands(captioning, flags),
         name="caption",
         help="Video captioning: train, evaluate, predict, export.",
     )
+    flags, ranking, arguments = train.read_start("retrieval", arguments)
     app.command(
-        retrieval.commands(default("retrieval")),
+        retrieval.commands(ranking, flags),
         name="retrieval",
         help="Text-video retrieval: train, evaluate, search, export.",
     )
-    return app
+    return app, arguments

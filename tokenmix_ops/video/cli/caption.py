@@ -10,43 +10,37 @@ from typing import Literal
 from tyro.conf import OmitArgPrefixes, Positional
 from tyro.extras import SubcommandApp
 
-from tokenmix_ops.video.cli import training
+from tokenmix_ops.video.cli.figures import show_scores
+from tokenmix_ops.video.cli.train import RunFlags
+from tokenmix_ops.video.cli.train import train as run
 from tokenmix_ops.video.experiments.settings import Captioning, Opening
 
 _AS_IT_IS = Opening()
 
 
-def commands(default: Captioning) -> SubcommandApp:
-    """The subcommands; ``default`` is what `train` starts from before its flags."""
+def commands(default: Captioning, flags: RunFlags) -> SubcommandApp:
+    """Returns the subcommands; flags of `train` default to ``default`` and ``flags``."""
     app = SubcommandApp()
 
     @app.command
     def train(
         experiment: OmitArgPrefixes[Captioning] = default,
-        out: Path = training.OUT["caption"],
-        config: Path | None = None,
-        tiny: bool = False,
-        resume: bool = False,
-        print_config: bool = False,
-        json: bool = False,
+        flags: OmitArgPrefixes[RunFlags] = flags,
     ) -> None:
-        """Tunes BLIP on captioned videos; writes a checkpoint with what was updated.
+        """Tunes BLIP on captioned videos; writes a checkpoint of the updated parameters.
 
-        For several GPUs: accelerate launch -m tokenmix_ops.video.cli caption train ...
+        Flags override the config file. On several GPUs: accelerate launch -m
+        tokenmix_ops.video.cli caption train ...
 
         Example: tokenmix caption train --data videos.jsonl --method token_mixing --out runs/mine
 
+        Example: tokenmix caption train --config configs/captioning/msvd.yaml --backbone vit-l16
+
         Args:
-            experiment: settings; flags override those of --config.
-            out: folder for checkpoints, the curve and the states to resume from.
-            config: an experiment file, as those in configs/captioning.
-            tiny: start from a small random model, with settings that suit it, to try things out;
-                token_mixing and spatial update all of it unless --everything says otherwise.
-            resume: go on with the training in --out where it stopped.
-            print_config: print the whole experiment as YAML, and do nothing.
-            json: print the final figures as JSON, and progress on standard error.
+            experiment: what to train, and how.
+            flags: where to start, and where to write.
         """
-        training.train(experiment, out, tiny, resume, print_config, json)
+        run(experiment, flags)
 
     @app.command
     def evaluate(
@@ -71,19 +65,19 @@ def commands(default: Captioning) -> SubcommandApp:
 
         Args:
             checkpoint: what train wrote, or a whole model: a directory, a hub name, a .pth file.
-            data: JSON lines, one video a line.
-            root: folder that its paths start from; by default the one of the data.
-            split: which videos.
-            max_unreadable: share of videos that may be missing or unreadable and are left out.
-            opening: how it is opened.
-            num_beams: beams of the search; by default those of the training.
-            batch_size: videos at a time.
-            workers: processes that read videos.
-            precision: type of mixed precision.
-            score_tokenizer: ptb, Stanford's, with which published numbers are computed, needs
-                Java; python, our own, does not; auto is ptb where Java runs.
-            no_meteor: leave METEOR out, which needs Java.
-            out: file for the captions, COCO-style JSON.
+            data: JSON lines, one video per line.
+            root: folder that its paths are relative to; by default the folder of the data.
+            split: the videos to evaluate on.
+            max_unreadable: share of videos that may be missing or unreadable; they are left out.
+            opening: how to open it.
+            num_beams: beam size; by default as in training.
+            batch_size: videos per batch.
+            workers: data loader workers.
+            precision: mixed precision.
+            score_tokenizer: ptb, Stanford's, which published numbers use, needs Java; python, our
+                own, does not; auto picks ptb where Java runs.
+            no_meteor: skip METEOR, which needs Java.
+            out: file to write the captions to, as COCO-style JSON.
             json: print the figures as JSON.
         """
         from tokenmix_ops.video.experiments.evaluating import evaluate_captions
@@ -107,7 +101,7 @@ def commands(default: Captioning) -> SubcommandApp:
             out=out,
         )
         if scores is not None:
-            training.show_scores(scores, as_json=json, videos=len(captions))
+            show_scores(scores, as_json=json, videos=len(captions))
 
     @app.command
     def predict(
@@ -128,13 +122,14 @@ def commands(default: Captioning) -> SubcommandApp:
         Args:
             checkpoint: what train wrote, or a whole model: a directory, a hub name, a .pth file.
             videos: files in any format that FFmpeg reads, or folders of numbered images.
-            opening: how it is opened.
-            num_beams: beams of the search; by default those of the training.
-            top_p: draw from the likeliest tokens of this total probability, instead of searching.
-            num_captions: captions of each video.
-            seed: of what is drawn.
-            precision: type of mixed precision.
-            json: print a JSON object a video, with its captions or its error.
+            opening: how to open it.
+            num_beams: beam size; by default as in training.
+            top_p: sample from the most likely tokens of this total probability instead of beam
+                search.
+            num_captions: captions per video.
+            seed: seed for sampling.
+            precision: mixed precision.
+            json: print one JSON object per video, with its captions or its error.
         """
         from tokenmix_ops.video.experiments.evaluating import predict_captions
 
@@ -169,15 +164,15 @@ def commands(default: Captioning) -> SubcommandApp:
         model: str | None = None,
         tokenizer: str | None = None,
     ) -> None:
-        """Writes a whole transformers model directory of a checkpoint.
+        """Turns a checkpoint into a whole transformers model directory.
 
         Example: tokenmix caption export runs/mine/best.safetensors my_captioner
 
         Args:
             checkpoint: what train wrote.
-            out: the directory; it is made.
-            model: the model that was tuned, if it is not where the checkpoint says.
-            tokenizer: where the vocabulary is, if not where the checkpoint says.
+            out: the directory to create.
+            model: the model that was tuned, if it has moved since.
+            tokenizer: the vocabulary, if it has moved since.
         """
         from tokenmix_ops.video.experiments.evaluating import export_checkpoint
 

@@ -8,43 +8,37 @@ from typing import Literal
 from tyro.conf import OmitArgPrefixes, Positional
 from tyro.extras import SubcommandApp
 
-from tokenmix_ops.video.cli import training
+from tokenmix_ops.video.cli.figures import show
+from tokenmix_ops.video.cli.train import RunFlags
+from tokenmix_ops.video.cli.train import train as run
 from tokenmix_ops.video.experiments.settings import Opening, Retrieval
 
 _AS_IT_IS = Opening()
 
 
-def commands(default: Retrieval) -> SubcommandApp:
-    """The subcommands; ``default`` is what `train` starts from before its flags."""
+def commands(default: Retrieval, flags: RunFlags) -> SubcommandApp:
+    """Returns the subcommands; flags of `train` default to ``default`` and ``flags``."""
     app = SubcommandApp()
 
     @app.command
     def train(
         experiment: OmitArgPrefixes[Retrieval] = default,
-        out: Path = training.OUT["retrieval"],
-        config: Path | None = None,
-        tiny: bool = False,
-        resume: bool = False,
-        print_config: bool = False,
-        json: bool = False,
+        flags: OmitArgPrefixes[RunFlags] = flags,
     ) -> None:
-        """Tunes BLIP to find videos by text; writes a checkpoint with what was updated.
+        """Tunes BLIP to find videos by text; writes a checkpoint of the updated parameters.
 
-        For several GPUs: accelerate launch -m tokenmix_ops.video.cli retrieval train ...
+        Flags override the config file. On several GPUs: accelerate launch -m
+        tokenmix_ops.video.cli retrieval train ...
 
         Example: tokenmix retrieval train --data videos.jsonl --method token_mixing --out runs/mine
 
+        Example: tokenmix retrieval train --config configs/retrieval/msrvtt.yaml --backbone vit-l16
+
         Args:
-            experiment: settings; flags override those of --config.
-            out: folder for checkpoints, the curve and the states to resume from.
-            config: an experiment file, as those in configs/retrieval.
-            tiny: start from a small random model, with settings that suit it, to try things out;
-                token_mixing and spatial update all of it unless --everything says otherwise.
-            resume: go on with the training in --out where it stopped.
-            print_config: print the whole experiment as YAML, and do nothing.
-            json: print the final figures as JSON, and progress on standard error.
+            experiment: what to train, and how.
+            flags: where to start, and where to write.
         """
-        training.train(experiment, out, tiny, resume, print_config, json)
+        run(experiment, flags)
 
     @app.command
     def evaluate(
@@ -66,15 +60,15 @@ def commands(default: Retrieval) -> SubcommandApp:
 
         Args:
             checkpoint: what train wrote, or a whole model: a directory, a hub name, a .pth file.
-            data: JSON lines, one video a line.
-            root: folder that its paths start from; by default the one of the data.
-            split: which videos.
-            max_unreadable: share of videos that may be missing or unreadable and are left out.
-            opening: how it is opened.
-            rerank: best candidates that the matching head ranks anew; by default as in training.
-            batch_size: videos at a time.
-            workers: processes that read videos.
-            precision: type of mixed precision.
+            data: JSON lines, one video per line.
+            root: folder that its paths are relative to; by default the folder of the data.
+            split: the videos to evaluate on.
+            max_unreadable: share of videos that may be missing or unreadable; they are left out.
+            opening: how to open it.
+            rerank: best candidates that the matching head re-ranks; by default as in training.
+            batch_size: videos per batch.
+            workers: data loader workers.
+            precision: mixed precision.
             json: print the figures as JSON.
         """
         from tokenmix_ops.video.experiments.evaluating import evaluate_ranking
@@ -92,7 +86,7 @@ def commands(default: Retrieval) -> SubcommandApp:
             max_unreadable=max_unreadable,
         )
         if figures is not None:
-            training.show(figures, as_json=json)
+            show(figures, as_json=json)
 
     @app.command
     def search(
@@ -109,26 +103,26 @@ def commands(default: Retrieval) -> SubcommandApp:
         rebuild: bool = False,
         json: bool = False,
     ) -> None:
-        """Finds videos of a folder by text; brings an index of them up to date first.
+        """Searches a folder of videos by text, after updating its index.
 
-        The first time every video is embedded, later only new and changed ones. It may be stopped
-        at any time, and goes on where it was. Without a query it only indexes.
+        The first run embeds every video, later runs only new and changed ones. You can stop it at
+        any time; the next run continues from there. Without a query it only updates the index.
 
         Example: tokenmix retrieval search runs/mine ~/Videos "a dog runs" --html found.html
 
         Args:
             checkpoint: what train wrote, its folder, or a whole model: a directory, a hub name, a
                 .pth file.
-            folder: holds video files and folders of numbered images, also in folders below it.
-            queries: what is to be seen.
-            index: folder for the index; by default .tokenmix-search in the folder.
-            top: how many videos to show for each query.
-            rerank: best candidates that the matching head ranks anew, at least --top; 0 for none.
-            html: a page to write, with frames of what is found; it opens in any browser.
-            opening: how it is opened.
-            workers: processes that read videos.
-            precision: type of mixed precision.
-            rebuild: make the index anew.
+            folder: video files and folders of numbered images, searched recursively.
+            queries: what the videos should show.
+            index: folder for the index; by default .tokenmix-search inside the folder.
+            top: videos to show per query.
+            rerank: best candidates that the matching head re-ranks, at least --top; 0 for none.
+            html: file to write a page with frames of the results to; any browser opens it.
+            opening: how to open it.
+            workers: data loader workers.
+            precision: mixed precision.
+            rebuild: rebuild the index from scratch.
             json: print JSON, and progress on standard error.
         """
         from tokenmix_ops.video.cli import searching
@@ -155,15 +149,15 @@ def commands(default: Retrieval) -> SubcommandApp:
         model: str | None = None,
         tokenizer: str | None = None,
     ) -> None:
-        """Writes a whole transformers model directory of a checkpoint.
+        """Turns a checkpoint into a whole transformers model directory.
 
         Example: tokenmix retrieval export runs/mine/best.safetensors my_retriever
 
         Args:
             checkpoint: what train wrote.
-            out: the directory; it is made.
-            model: the model that was tuned, if it is not where the checkpoint says.
-            tokenizer: where the vocabulary is, if not where the checkpoint says.
+            out: the directory to create.
+            model: the model that was tuned, if it has moved since.
+            tokenizer: the vocabulary, if it has moved since.
         """
         from tokenmix_ops.video.experiments.evaluating import export_checkpoint
 

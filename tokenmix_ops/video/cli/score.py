@@ -38,10 +38,10 @@ def score(
 
     from rich.console import Console
 
-    from tokenmix_ops.video.cli.training import show_scores
+    from tokenmix_ops.video.cli.figures import show_scores
     from tokenmix_ops.video.data.manifest import read_manifest
+    from tokenmix_ops.video.metrics.caption_files import paired, read_predictions, read_references
     from tokenmix_ops.video.metrics.captions import caption_scores
-    from tokenmix_ops.video.metrics.files import paired, read_predictions, read_references
 
     predicted = read_predictions(predictions)
     if references.suffix == ".jsonl":

@@ -27,7 +27,7 @@ from tokenmix_ops.video.data.clips import (
     unfilled,
 )
 from tokenmix_ops.video.data.image_folder import numbered_images
-from tokenmix_ops.video.data.space import Space, have_locks
+from tokenmix_ops.video.data.quota import Quota, have_locks
 
 # A file is this header (magic, number of frames, checksum of the two), then for every frame its
 # checksum and its pixels, [3, height, width]. Frames are of the size that the file's name implies.
@@ -64,17 +64,17 @@ class FrameCache:
         self.folder = Path(os.path.abspath(folder))
         if self.folder.exists() and not self.folder.is_dir():
             raise NotADirectoryError(f"{folder} is no folder, so it cannot be a frame cache")
-        self.space = Space(self.folder, max_bytes)
+        self.quota = Quota(self.folder, max_bytes)
         self.adding = True
         self._unfit: set[str] = set()
         with self._or_stop():
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.space.recount()
+            self.quota.recount()
 
     def taken(self) -> int:
         """Bytes that the folder takes, as they were last counted."""
         with self._or_stop():
-            return self.space.taken()
+            return self.quota.taken()
         return 0
 
     def read_clip(
@@ -111,7 +111,7 @@ class FrameCache:
         with self._or_stop(), suppress(FileNotFoundError), file.open("rb") as opened:
             clip = _load(opened, file, candidates, draw)
             if clip is None:
-                self.space.remove(file, opened.fileno())
+                self.quota.remove(file, opened.fileno())
             return clip
         return None
 
@@ -150,8 +150,8 @@ class FrameCache:
         """None where there is no room, or where another process is at it."""
         size = _HEADER.size + count * (_CHECKSUM.size + frame_bytes)
         with self._or_stop():
-            part = self.space.take(file, size)
-            return None if part is None else _Writer(self.space, file, part, count)
+            part = self.quota.take(file, size)
+            return None if part is None else _Writer(self.quota, file, part, count)
         return None
 
     def _close(self, writer: _Writer) -> None:
@@ -172,10 +172,10 @@ class FrameCache:
 
 
 class _Writer:
-    """A file of frames in the making, whose name and space are taken; see `Space.take`."""
+    """A file of frames in the making, whose name and space are taken; see `Quota.take`."""
 
-    def __init__(self, space: Space, file: Path, part: BinaryIO, count: int) -> None:
-        self.space = space
+    def __init__(self, quota: Quota, file: Path, part: BinaryIO, count: int) -> None:
+        self.quota = quota
         self.file = file
         self.part = part
         self.count = count
@@ -193,7 +193,7 @@ class _Writer:
         start = struct.pack("<8sI", _MAGIC, self.count)
         self.part.write(start + _CHECKSUM.pack(crc32(start)))
         self.part.flush()
-        self.space.keep(self.file)
+        self.quota.keep(self.file)
         self.finished = True
 
     def close(self) -> None:
@@ -201,7 +201,7 @@ class _Writer:
         try:
             if not self.finished:
                 self.finished = True
-                self.space.give_back(self.file)
+                self.quota.give_back(self.file)
         finally:
             self.part.close()
 

@@ -41,7 +41,7 @@ class Checked:
     """How long it took to read the clip, or to find that it cannot be read."""
 
 
-class Task(NamedTuple):
+class Check(NamedTuple):
     """One video to read, and how."""
 
     video: Video
@@ -75,12 +75,12 @@ def check_videos(
     frame_indices(1, num_frames)
     if not time_limit > 0:
         raise ValueError(f"time_limit is {time_limit}, it must be in seconds, more than 0")
-    tasks = [Task(v, manifest.path_of(v), num_frames, size, thorough) for v in videos]
+    tasks = [Check(v, manifest.path_of(v), num_frames, size, thorough) for v in videos]
     return _checked(tasks, workers, time_limit)
 
 
 def _checked(
-    tasks: Sequence[Task], workers: int, time_limit: float
+    tasks: Sequence[Check], workers: int, time_limit: float
 ) -> Generator[Checked, None, None]:
     with closing(in_processes(examine, tasks, workers, time_limit)) as answers:
         for task, answer in zip(tasks, answers, strict=True):
@@ -91,7 +91,7 @@ def _checked(
                 yield answer
 
 
-def examine(task: Task) -> Checked:
+def examine(task: Check) -> Checked:
     """Read one video in this process; `check_videos` does so in others."""
     video, path = task.video, task.path
     begun = time.perf_counter()

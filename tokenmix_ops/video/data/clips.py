@@ -16,7 +16,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from tokenmix_ops.video.data.decoder import ClipError
+from tokenmix_ops.video.data.errors import ClipError
 from tokenmix_ops.video.data.image_folder import decode_image, numbered_images
 from tokenmix_ops.video.data.video_file import read_frames
 

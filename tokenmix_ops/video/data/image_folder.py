@@ -9,8 +9,8 @@ from typing import Literal
 import av
 from av.video.frame import VideoFrame
 
-from tokenmix_ops.video.data.decoder import ClipError, configure
-from tokenmix_ops.video.data.entries import is_image_name
+from tokenmix_ops.video.data.errors import ClipError, configure
+from tokenmix_ops.video.data.suffixes import is_image_name
 
 _CODECS: dict[bytes, Literal["mjpeg", "png"]] = {b"\xff\xd8\xff": "mjpeg", b"\x89PNG": "png"}
 

@@ -17,6 +17,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TypeGuard
 
+from tokenmix_ops.video.files import replace_text
+
 SPLITS = ("train", "val", "test")
 
 # Neither can stand in a path, and a lone surrogate not in a UTF-8 file either.
@@ -161,10 +163,7 @@ def write_manifest(path: str | os.PathLike[str], videos: Iterable[Video]) -> Pat
         values = ((name, getattr(video, name)) for name in _FIELDS)
         record = {name: value for name, value in values if value is not None}
         lines[video.video_id] = json.dumps(record, ensure_ascii=False) + "\n"
-    unfinished = path.with_name(path.name + ".part")
-    with unfinished.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(lines.values())
-    unfinished.replace(path)
+    replace_text(path, "".join(lines.values()))
     return path
 
 

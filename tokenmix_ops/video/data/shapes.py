@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from tokenmix_ops.video.data.manifest import Video, write_manifest
+from tokenmix_ops.video.files import replace_text, replacing
 
 MOTIONS = ("left", "right", "up", "down")
 SHAPES = ("circle", "square", "diamond", "triangle")
@@ -225,8 +226,8 @@ def write_world(
     for index in range(num_videos):
         one = Scenes(**{name: value[index : index + 1] for name, value in vars(scenes).items()})
         file = videos_folder / f"video{index}.mp4"
-        write_video(file.with_suffix(".part"), render(one, size)[0], fps)
-        file.with_suffix(".part").replace(file)
+        with replacing(file, durable=False) as part:
+            write_video(part, render(one, size)[0], fps)
         split = {8: "validate", 9: "test"}.get(index % 10, "train")
         videos.append(
             {
@@ -272,8 +273,6 @@ def _write_annotations(
     videos: list[dict[str, object]],
     sentences: list[dict[str, object]],
 ) -> None:
-    unfinished = path.with_suffix(".json.part")
-    unfinished.write_text(
-        json.dumps({"info": info, "videos": videos, "sentences": sentences}, indent=1)
+    replace_text(
+        path, json.dumps({"info": info, "videos": videos, "sentences": sentences}, indent=1)
     )
-    unfinished.replace(path)

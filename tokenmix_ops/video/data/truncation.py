@@ -8,7 +8,7 @@ import av
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from tokenmix_ops.video.data.decoder import ClipError
+from tokenmix_ops.video.data.errors import ClipError
 
 _TRUNCATION_SECONDS = 1.0
 # An MP4 has a handful of boxes, one in fragments two for each.

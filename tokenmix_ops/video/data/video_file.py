@@ -18,7 +18,7 @@ from av.stream import Disposition, Stream
 from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
 
-from tokenmix_ops.video.data.decoder import ClipError, configure
+from tokenmix_ops.video.data.errors import ClipError, configure
 from tokenmix_ops.video.data.truncation import check_complete
 
 # Codecs whose packets each show one frame; VP8, for one, hides frames in packets of their own.

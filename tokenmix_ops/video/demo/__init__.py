@@ -23,10 +23,10 @@ from tokenmix_ops.peers import LAYER_SHAPE, blip_sized_layers, summary, time_lay
 from tokenmix_ops.timing import Timings, environment
 from tokenmix_ops.video.data.clips import ClipError, normalize_clip
 from tokenmix_ops.video.data.shapes import render, sample_scenes, write_world
+from tokenmix_ops.video.data.suffixes import VIDEO_SUFFIXES, is_video_name
 from tokenmix_ops.video.demo import motion
 from tokenmix_ops.video.demo.picture import draw
 
-SUFFIXES = {".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv"}
 CHANCE, WANTED = 0.25, 0.80
 
 
@@ -109,9 +109,9 @@ def _write_clips(folder: Path, clips: int, console: Console) -> tuple[list[Path]
 def _find_videos(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise DemoError(f"{folder} is not a folder of videos")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    paths = sorted(path for path in folder.rglob("*") if is_video_name(path.name))
     if not paths:
-        raise DemoError(f"{folder} holds no video file ({', '.join(sorted(SUFFIXES))})")
+        raise DemoError(f"{folder} holds no video file ({', '.join(VIDEO_SUFFIXES)})")
     return paths
 
 

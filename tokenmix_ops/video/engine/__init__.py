@@ -9,13 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tokenmix_ops.video.engine.settings import Training
+    from tokenmix_ops.video.engine.hyperparameters import Training
+    from tokenmix_ops.video.engine.loop import train
     from tokenmix_ops.video.engine.task import Task
-    from tokenmix_ops.video.engine.training import train
 
 __all__ = ["Task", "Training", "train"]
 
-_HOMES = {"Task": "task", "Training": "settings", "train": "training"}
+_HOMES = {"Task": "task", "Training": "hyperparameters", "train": "loop"}
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from tokenmix_ops.video.data.sampling import EpochBatches
 from tokenmix_ops.video.data.workers import OutliveSignals
-from tokenmix_ops.video.engine.settings import Training
+from tokenmix_ops.video.engine.hyperparameters import Training
 
 
 class TrainingBatches:

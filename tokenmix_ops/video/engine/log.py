@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenmix_ops.video.engine.files import replace_text, writing
+from tokenmix_ops.video.files import replace_text, writing
 
 
 class Log:

@@ -19,7 +19,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from tokenmix_ops.video.engine.settings import Training
+from tokenmix_ops.video.engine.hyperparameters import Training
 
 PATIENCE = timedelta(hours=12)
 """How long a process waits for another, which may be downloading a model or scoring captions.

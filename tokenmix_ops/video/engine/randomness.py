@@ -26,7 +26,7 @@ def set_random_state(device: torch.device, states: Mapping[str, Tensor]) -> None
 
 @contextmanager
 def unmoved(device: torch.device) -> Iterator[None]:
-    """What is drawn within it moves no generator: evaluating does not change the training."""
+    """Restores the RNG state on exit, so that evaluating does not change the training."""
     states = random_state(device)
     try:
         yield

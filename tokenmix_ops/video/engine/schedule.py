@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import cos, pi
 
-from tokenmix_ops.video.engine.settings import Training
+from tokenmix_ops.video.engine.hyperparameters import Training
 
 
 def learning_rate(settings: Training, update: int, per_epoch: int, total: int) -> float:

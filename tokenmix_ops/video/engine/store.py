@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from tokenmix_ops.video.engine.files import replace_text, sync_folder, writing
+from tokenmix_ops.video.files import replace_text, sync_folder, writing
 
 
 class Store:

@@ -1,10 +1,8 @@
-"""Models and tokenizers as experiments and checkpoints name them."""
+"""Builds the models and tokenizers that experiments and checkpoints name."""
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -12,27 +10,20 @@ from typing import Any, NamedTuple, cast
 import torch
 from transformers import BlipForConditionalGeneration
 
-from tokenmix_ops.video.blip import Blip, Task, tiny_blip
+from tokenmix_ops.video.blip import Blip, TaskName
 from tokenmix_ops.video.captioning import VideoCaptioner
 from tokenmix_ops.video.checkpoints import (
     Description,
     TaskModel,
-    complete_folder,
     describe,
     load_updated,
-    mixing_layers,
 )
+from tokenmix_ops.video.experiments import tiny
 from tokenmix_ops.video.experiments.settings import Captioning, Retrieval, Videos
 from tokenmix_ops.video.retrieval import VideoRetriever
-from tokenmix_ops.video.text import CaptionTokenizer, clean_caption
-from tokenmix_ops.video.tuning import Tuning, apply
+from tokenmix_ops.video.text import CaptionTokenizer
+from tokenmix_ops.video.tuning import METHODS, Tuning, apply
 from tokenmix_ops.video.weights import load_blip, set_image_size
-
-TINY_SIZE, TINY_PATCH = 56, 8
-"""Frames and patches of ``--tiny``: a 7 × 7 grid, whose width no number of frames divides."""
-
-TINY_FOLDER = "model"
-"""Where an experiment with ``--tiny`` keeps the model that it starts from, in its own folder."""
 
 
 class Loaded(NamedTuple):
@@ -44,7 +35,7 @@ class Loaded(NamedTuple):
 
 
 def load_image_model(
-    task: Task,
+    task: TaskName,
     name: str,
     *,
     num_frames: int | None = None,
@@ -80,27 +71,26 @@ def start(
     captions: Sequence[str],
     folder: Path,
     *,
-    anew: bool = False,
+    fresh: bool = False,
 ) -> Loaded:
-    """The model that an experiment starts from, tuning applied; initialised by the seed alone.
+    """Builds the model that an experiment starts from and applies the tuning, seeded.
 
-    Raises ValueError as `load_image_model` and `apply` do, for texts longer than it can read, and
-    for an exported model of which the tuning would drop the mixing.
+    Raises ValueError as `load_image_model` and `apply` do, for texts longer than the model can
+    read, and for an exported model whose mixing the tuning would drop.
 
-    With ``tiny`` a small random one, kept in the folder; its vocabulary, where no tokenizer is
-    named, is that of ``captions``. ``anew``: one that an earlier run left there is replaced, as a
-    run that does not resume must; among several processes, by the first.
+    With ``tiny`` it is a small random model, kept in ``folder``; its vocabulary comes from
+    ``captions`` unless a tokenizer is named. ``fresh`` replaces one that an earlier run left
+    there: a run that does not resume passes it, in the first process alone.
     """
-    task: Task = "captioning" if isinstance(experiment, Captioning) else "retrieval"
     name = experiment.model
     torch.manual_seed(experiment.training.seed)
     if experiment.tiny:
-        home = folder / TINY_FOLDER
-        if anew or not home.exists():
-            _make_tiny(experiment, task, captions, home)
+        home = folder / tiny.FOLDER
+        if fresh or not home.exists():
+            tiny.write_model(experiment, captions, home)
         name = str(home)
     loaded = load_image_model(
-        task,
+        experiment.task,
         name,
         num_frames=experiment.videos.num_frames,
         image_size=experiment.videos.image_size,
@@ -120,7 +110,7 @@ def start(
     _check_mixing(loaded.model, name)
     # A path has to be found from wherever the checkpoint is used.
     here = Path(name).resolve() if Path(name).exists() else name
-    return loaded._replace(name=f"./{TINY_FOLDER}" if experiment.tiny else str(here))
+    return loaded._replace(name=f"./{tiny.FOLDER}" if experiment.tiny else str(here))
 
 
 def load_checkpoint(
@@ -133,16 +123,16 @@ def load_checkpoint(
     """
     description = describe(path)
     name = model or description.model
-    tiny = bool(description.settings.get("tiny"))
-    if model is None and tiny:
+    is_tiny = bool(description.settings.get("tiny"))
+    if model is None and is_tiny:
         name = str(Path(path).parent / name)
     try:
         loaded = load_image_model(
-            cast(Task, description.task),
+            cast(TaskName, description.task),
             name,
             num_frames=description.num_frames,
             image_size=description.image_size,
-            tokenizer=tokenizer or (None if tiny else description.settings.get("tokenizer")),
+            tokenizer=tokenizer or (None if is_tiny else description.settings.get("tokenizer")),
         )
     except ValueError as error:
         if model is not None or Path(name).exists():
@@ -157,7 +147,7 @@ def load_checkpoint(
 
 
 def load_whole(
-    task: Task,
+    task: TaskName,
     name: str,
     *,
     num_frames: int | None = None,
@@ -177,39 +167,6 @@ def load_whole(
     return loaded
 
 
-def _make_tiny(
-    experiment: Captioning | Retrieval, task: Task, captions: Sequence[str], home: Path
-) -> None:
-    """Writes the small random model, in place of one that is there; of nothing else."""
-    if home.exists() and not _is_tiny(home):
-        raise ValueError(f"{home} is no model of --tiny: remove it, or choose another --out")
-    tokenizer = (
-        CaptionTokenizer.from_captions(map(clean_caption, captions))
-        if experiment.tokenizer is None
-        else CaptionTokenizer.from_pretrained(experiment.tokenizer)
-    )
-    blip = tiny_blip(
-        task,
-        tokenizer.vocab_size,
-        image_size=experiment.videos.image_size,
-        patch_size=TINY_PATCH,
-    )
-    blip.config.tokenmix = {"tiny": True, "num_frames": experiment.videos.num_frames}
-    with complete_folder(home) as unfinished:
-        blip.save_pretrained(unfinished)
-        tokenizer.save(unfinished)
-        if home.exists():
-            shutil.rmtree(home)
-
-
-def _is_tiny(folder: Path) -> bool:
-    try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
-        return bool(config["tokenmix"]["tiny"])
-    except (OSError, ValueError, LookupError, TypeError):
-        return False
-
-
 def _check_mixing(model: TaskModel, name: str) -> None:
     """Raises ValueError if a model that mixed when it was exported does not mix likewise now."""
     noted = _noted(model.blip_config)
@@ -217,12 +174,12 @@ def _check_mixing(model: TaskModel, name: str) -> None:
         return
     tuning = model.tuning
     assert tuning is not None
-    mixes = tuning.method == "token_mixing" and mixing_layers(model) == tuple(noted["layers"])
-    if not mixes or tuning.mixing != noted["mixing"]:
-        layers = " ".join(map(str, noted["layers"]))
+    layers = METHODS[tuning.method].mixing_layers(tuning, len(model.encoder.layers))
+    if layers != tuple(noted["layers"]) or tuning.mixing != noted["mixing"]:
+        numbers = " ".join(map(str, noted["layers"]))
         raise ValueError(
             f"{name} was exported with layers that mix tokens: to go on with it, pass --method "
-            f"token_mixing --mixing {noted['mixing']} --layers {layers}; else start from an image "
+            f"token_mixing --mixing {noted['mixing']} --layers {numbers}; else start from an image "
             "model"
         )
 

@@ -12,26 +12,25 @@ import torch
 from accelerate import Accelerator
 from rich.console import Console
 
-from tokenmix_ops.video.blip import Task
+from tokenmix_ops.video.blip import TaskName
 from tokenmix_ops.video.captioning import VideoCaptioner
-from tokenmix_ops.video.checkpoints import export
 from tokenmix_ops.video.data.clips import ClipError, normalize_clip, read_clip
-from tokenmix_ops.video.data.manifest import Manifest
 from tokenmix_ops.video.engine.placement import start_accelerator
 from tokenmix_ops.video.engine.progress import Evaluation, Progress
 from tokenmix_ops.video.experiments.building import Loaded, load_checkpoint, load_whole
-from tokenmix_ops.video.experiments.captioning import caption_split, write_captions
-from tokenmix_ops.video.experiments.data import check_captions, only_readable, open_data
-from tokenmix_ops.video.experiments.files import overridden
-from tokenmix_ops.video.experiments.retrieval import rank_split
+from tokenmix_ops.video.experiments.captioning_task import caption_split, write_captions
+from tokenmix_ops.video.experiments.configs import overridden
+from tokenmix_ops.video.experiments.retrieval_task import rank_split
 from tokenmix_ops.video.experiments.settings import Captioning, Opening, Retrieval, Videos
+from tokenmix_ops.video.experiments.splits import Splits
+from tokenmix_ops.video.export import export
+from tokenmix_ops.video.metrics.caption_files import write_predictions
 from tokenmix_ops.video.metrics.captions import (
     CaptionScores,
     Tokenizer,
     caption_scores,
     scorers,
 )
-from tokenmix_ops.video.metrics.files import write_predictions
 
 E = TypeVar("E", Captioning, Retrieval)
 
@@ -64,14 +63,14 @@ def evaluate_captions(
     experiment = _reading(_of(experiment, data, root, max_unreadable), reading)
     accelerator = start_accelerator(experiment.training)
     with _progress(accelerator) as progress:
-        manifest = _open_split(experiment, split, accelerator, progress)
-        check_captions(manifest, split, each=True)
+        splits = _open_split(experiment, split, accelerator, progress)
+        splits.check_captions(split, each=True)
         loaded.model.to(accelerator.device)
         with _advising():
-            captions = caption_split(loaded, manifest, split, experiment, accelerator, progress)
+            captions = caption_split(loaded, splits, split, experiment, accelerator, progress)
     if not accelerator.is_main_process:
         return None, captions
-    references = {video.video_id: video.captions for video in manifest.of_split(split)}
+    references = {video.video_id: video.captions for video in splits.manifest.of_split(split)}
     if out is not None:
         write_predictions(out, captions)
     return caption_scores(captions, references, tokenizer=tokenizer, meteor=meteor), captions
@@ -98,13 +97,13 @@ def evaluate_ranking(
     experiment = _reading(_of(experiment, data, root, max_unreadable), reading)
     accelerator = start_accelerator(experiment.training)
     with _progress(accelerator) as progress:
-        manifest = _open_split(experiment, split, accelerator, progress)
+        splits = _open_split(experiment, split, accelerator, progress)
         loaded.model.to(accelerator.device)
         with _advising():
-            figures = rank_split(loaded, manifest, split, experiment, accelerator, progress)
+            figures = rank_split(loaded, splits, split, experiment, accelerator, progress)
     if not accelerator.is_main_process:
         return None
-    return {**figures, "videos": len(manifest.of_split(split))}
+    return {**figures, "videos": len(splits.manifest.of_split(split))}
 
 
 def predict_captions(
@@ -144,7 +143,7 @@ def predict_captions(
 
 
 def export_checkpoint(
-    task: Task,
+    task: TaskName,
     checkpoint: Path,
     out: Path,
     model: str | None = None,
@@ -153,7 +152,7 @@ def export_checkpoint(
     """Writes a whole transformers model directory of a checkpoint; returns it."""
     loaded, description = load_checkpoint(checkpoint, model, tokenizer)
     if description.task != task:
-        raise ValueError(f"{checkpoint} is of task {description.task}, wanted {task}")
+        raise ValueError(f"{checkpoint}: expected task {task}, got {description.task}")
     return export(loaded.model, out, loaded.tokenizer)
 
 
@@ -164,7 +163,7 @@ def open_model(checkpoint: str, default: E, opening: Opening = _AS_IT_IS) -> tup
     none. Raises ValueError if it is of
     another task, not to be found, or not to be opened like that.
     """
-    task: Task = "captioning" if isinstance(default, Captioning) else "retrieval"
+    task = default.task
     written = (Path(checkpoint) / f"{name}.safetensors" for name in ("best", "last"))
     checkpoint = next((str(path) for path in written if path.is_file()), checkpoint)
     if Path(checkpoint).suffix != ".safetensors":
@@ -184,7 +183,7 @@ def open_model(checkpoint: str, default: E, opening: Opening = _AS_IT_IS) -> tup
         return whole, replace(default, videos=videos)
     loaded, description = load_checkpoint(checkpoint, opening.model, opening.tokenizer)
     if description.task != task:
-        raise ValueError(f"{checkpoint} is of task {description.task}, wanted {task}")
+        raise ValueError(f"{checkpoint}: expected task {task}, got {description.task}")
     settings = {name: value for name, value in description.settings.items() if name != "task"}
     try:
         experiment = overridden(default, settings)
@@ -199,7 +198,11 @@ def open_model(checkpoint: str, default: E, opening: Opening = _AS_IT_IS) -> tup
             raise ValueError(
                 f"{checkpoint} was trained with {flag} {own}, got {wanted}: leave it out"
             )
-    return loaded, experiment
+    # A checkpoint written from Python need not hold any settings.
+    videos = replace(
+        experiment.videos, num_frames=description.num_frames, image_size=description.image_size
+    )
+    return loaded, replace(experiment, videos=videos)
 
 
 def _progress(accelerator: Accelerator) -> Evaluation:
@@ -222,11 +225,10 @@ def _of(experiment: E, data: Path, root: Path | None, max_unreadable: float) -> 
 
 def _open_split(
     experiment: Captioning | Retrieval, split: str, accelerator: Accelerator, progress: Progress
-) -> Manifest:
-    videos = experiment.videos
-    manifest, counts = open_data(videos, split, say=progress.say)
-    workers = experiment.training.workers
-    return only_readable(manifest, split, counts, videos, workers, accelerator, progress)
+) -> Splits:
+    splits = Splits(experiment.videos, split, say=progress.say)
+    splits.drop_unreadable(split, experiment.training.workers, accelerator, progress)
+    return splits
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""An experiment: everything that decides what a training run gives, as dataclasses."""
+"""An experiment: every setting that affects the result of a training run, as dataclasses."""
 
 from __future__ import annotations
 
@@ -8,38 +8,38 @@ from typing import Literal
 
 from tyro.conf import OmitArgPrefixes, Suppress
 
-from tokenmix_ops.video.engine.settings import Training
-from tokenmix_ops.video.tuning.settings import Tuning
+from tokenmix_ops.video.engine.hyperparameters import Training
+from tokenmix_ops.video.tuning.spec import Tuning
 
 Split = Literal["train", "val", "test"]
 
 
 @dataclass(frozen=True)
 class Videos:
-    """Which videos, and how they are read; ValueError for numbers out of range."""
+    """Which videos to read, and how; ValueError for numbers out of range."""
 
     data: Path | None = None
-    """JSON lines, one video a line: video, video_id, captions, split, and start, end in seconds."""
+    """JSON lines, one per video: video, video_id, captions, split, and start, end in seconds."""
     root: Path | None = None
-    """Folder that the paths in the data start from; by default the one of the data."""
+    """Folder that paths in the data are relative to; by default the folder of the data."""
     strict: bool = False
-    """Stop at duplicates, blank captions and unknown splits in the data; else they are left out."""
+    """Fail on duplicates, blank captions and unknown splits instead of dropping them."""
     max_unreadable: float = 0.1
     """Share of a split's videos that may be missing or unreadable; they are skipped and listed."""
     num_frames: int = 8
-    """Frames of a video that the model sees."""
+    """Frames per video."""
     fps: float | None = None
-    """Frames a second that the model's are chosen from; the authors extracted 3 to 5; by default
-    all that a video has."""
+    """Frame rate to sample frames from, by default the video's own; the authors extracted 3 to 5
+    frames per second."""
     cache: Path | None = None
-    """Folder that keeps decoded frames from one epoch to the next; needs --fps to stay small."""
+    """Folder to cache decoded frames in; set --fps to keep it small."""
     cache_gib: float = 50.0
-    """Most space that the cache may take."""
+    """Largest size of the cache in GiB."""
     image_size: int = 224
-    """Side of a frame in pixels; the model's position embeddings are resized to it."""
+    """Side of a frame in pixels; position embeddings are resized to match."""
     select_on: Literal["val", "test", "none"] = "val"
-    """Split by which the best epoch is chosen. The authors chose on the test split; "none" keeps
-    the last epoch."""
+    """Split to choose the best epoch on; the authors chose on the test split. "none" keeps the
+    last epoch."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_unreadable < 1:
@@ -50,19 +50,24 @@ class Videos:
             if value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"{name} is {value}, it must be above 0")
 
+    @property
+    def selection(self) -> Literal["val", "test"] | None:
+        """The split by which the best epoch is chosen; None if the last epoch is kept."""
+        return None if self.select_on == "none" else self.select_on
+
 
 @dataclass(frozen=True)
 class Decoding:
-    """How captions are written; ValueError for numbers out of range."""
+    """How captions are generated; ValueError for numbers out of range."""
 
     num_beams: int = 3
-    """Beams of the search; 3 for MSVD, 5 for MSR-VTT and VATEX."""
+    """Beam size; 3 for MSVD, 5 for MSR-VTT and VATEX."""
     min_length: int = 5
-    """Fewest tokens of a caption."""
+    """Shortest caption in tokens."""
     max_length: int = 32
-    """Most tokens of a caption."""
+    """Longest caption in tokens."""
     top_p: float | None = None
-    """Draw from the likeliest tokens of this total probability, instead of searching."""
+    """Sample from the most likely tokens of this total probability instead of beam search."""
 
     def __post_init__(self) -> None:
         if self.num_beams < 1:
@@ -78,13 +83,13 @@ class Contrast:
     """The contrastive loss of retrieval (ITC)."""
 
     queue_size: int = 57_600
-    """Earlier pairs that a batch is contrasted with."""
+    """Earlier pairs that each batch is contrasted with."""
     momentum: float = 0.995
-    """Of the momentum encoders."""
+    """Momentum of the momentum encoders."""
     alpha: float = 0.4
-    """Share of soft targets, reached over the first epoch."""
+    """Weight of the soft targets, ramped up over the first epoch."""
     temperature: float = 0.07
-    """First temperature of the similarities; it is learnt."""
+    """Initial temperature of the similarities, which is learnt."""
 
 
 @dataclass(frozen=True)
@@ -95,17 +100,22 @@ class Captioning:
     model: str = "Salesforce/blip-image-captioning-base"
     """Model to start from: a hub name, a model directory, or an original BLIP .pth file."""
     tokenizer: str | None = None
-    """Where the vocabulary is: a hub name, or a folder with BERT's vocab.txt; None: with the
-    model, or BERT's for a .pth file."""
+    """Vocabulary: a hub name, or a folder with BERT's vocab.txt; None: the model's own, or BERT's
+    for a .pth file."""
     tiny: Suppress[bool] = False
-    """A random small model in place of it, to try things out."""
+    """Start from a small random model instead."""
     drop_path: float = 0.0
-    """Stochastic depth of the image tower while training; BLIP trains ViT-L with 0.1."""
+    """Stochastic depth of the image tower; BLIP trains ViT-L with 0.1."""
     max_tokens: int = 40
     """Longest caption to train on, in tokens."""
     tuning: OmitArgPrefixes[Tuning] = field(default_factory=Tuning)
     training: OmitArgPrefixes[Training] = field(default_factory=Training)
     decoding: OmitArgPrefixes[Decoding] = field(default_factory=Decoding)
+
+    @property
+    def task(self) -> Literal["captioning"]:
+        """The name of the task."""
+        return "captioning"
 
     def __post_init__(self) -> None:
         _check_drop_path(self.drop_path)
@@ -119,21 +129,26 @@ class Retrieval:
     model: str = "Salesforce/blip-itm-base-coco"
     """Model to start from: a hub name, a model directory, or an original BLIP .pth file."""
     tokenizer: str | None = None
-    """Where the vocabulary is: a hub name, or a folder with BERT's vocab.txt; None: with the
-    model, or BERT's for a .pth file."""
+    """Vocabulary: a hub name, or a folder with BERT's vocab.txt; None: the model's own, or BERT's
+    for a .pth file."""
     tiny: Suppress[bool] = False
-    """A random small model in place of it, to try things out."""
+    """Start from a small random model instead."""
     drop_path: float = 0.0
-    """Stochastic depth of the image tower while training; BLIP trains ViT-L with 0.1."""
+    """Stochastic depth of the image tower; BLIP trains ViT-L with 0.1."""
     max_tokens: int = 35
     """Longest text in tokens."""
     rerank: int = 128
-    """Best candidates of the similarity that the matching head ranks anew; 0 for none."""
+    """Best candidates that the matching head re-ranks; 0 for none."""
     tuning: OmitArgPrefixes[Tuning] = field(default_factory=Tuning)
     training: OmitArgPrefixes[Training] = field(
         default_factory=lambda: Training(epochs=6, batch_size=8)
     )
     contrast: OmitArgPrefixes[Contrast] = field(default_factory=Contrast)
+
+    @property
+    def task(self) -> Literal["retrieval"]:
+        """The name of the task."""
+        return "retrieval"
 
     def __post_init__(self) -> None:
         _check_drop_path(self.drop_path)
@@ -143,18 +158,18 @@ class Retrieval:
 
 @dataclass(frozen=True)
 class Opening:
-    """How a checkpoint, or a whole model, is opened to be used."""
+    """How to open a checkpoint or a whole model."""
 
     model: str | None = None
-    """The model that was tuned, if it is not where the checkpoint says."""
+    """The model that was tuned, if it has moved since."""
     tokenizer: str | None = None
-    """Where the vocabulary is, if it is neither with the model nor where the checkpoint says."""
+    """Vocabulary, if it is neither with the model nor where the checkpoint says."""
     num_frames: int | None = None
-    """Frames of a video for a whole model: by default those that export noted, or 8."""
+    """Frames per video of a whole model; by default what `export` recorded, or 8."""
     image_size: int | None = None
-    """Side of a frame in pixels for a whole model: by default what export noted, or 224."""
+    """Side of a frame in pixels of a whole model; by default what `export` recorded, or 224."""
     fps: float | None = None
-    """Frames a second to choose from, for a whole model: by default all that a video has."""
+    """Frame rate to sample frames from, for a whole model; by default the video's own."""
 
 
 def _check_drop_path(drop_path: float) -> None:
@@ -162,7 +177,6 @@ def _check_drop_path(drop_path: float) -> None:
         raise ValueError(f"drop_path is {drop_path}, it must be at least 0 and below 1")
 
 
-Experiment = Captioning | Retrieval
 EXPERIMENTS: dict[str, type[Captioning] | type[Retrieval]] = {
     "captioning": Captioning,
     "retrieval": Retrieval,

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import BlipForImageTextRetrieval
 
+from tokenmix_ops.video.blip import TaskName
 from tokenmix_ops.video.cross_attention import CrossAttention, VideoMemory, share_video_keys
 from tokenmix_ops.video.encoder import VideoEncoder
-from tokenmix_ops.video.tuning.settings import Tuning
+from tokenmix_ops.video.tuning.spec import Tuning
 
 
 class EncodedVideos(NamedTuple):
@@ -34,6 +35,7 @@ class VideoRetriever(nn.Module):
         enc_token_id: the token [ENC]; the last of the vocabulary, as in BLIP, if None.
     """
 
+    task: ClassVar[TaskName] = "retrieval"
     blip_class = BlipForImageTextRetrieval
     called_in_parts = ("text_encoder",)
     """`remember` computes keys and values outside the layers' own calls."""

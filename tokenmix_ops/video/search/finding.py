@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from tokenmix_ops.video.data.entries import is_folder, is_image_name, is_video_name
+from tokenmix_ops.video.data.suffixes import is_folder, is_image_name, is_video_name
 
 
 class Found(NamedTuple):

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from tokenmix_ops.video.engine.files import replace_bytes, replace_text, sync_folder
+from tokenmix_ops.video.files import replace_bytes, replace_text, sync_folder
 
 FORMAT = "tokenmix_ops.search/1"
 

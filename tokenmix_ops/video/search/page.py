@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from tokenmix_ops.video.data.clips import ClipError
-from tokenmix_ops.video.engine.files import replace_text
+from tokenmix_ops.video.files import replace_text
 from tokenmix_ops.video.search.index import Index
 from tokenmix_ops.video.search.querying import Answer, Hit
 from tokenmix_ops.video.search.strip import frame_strip

@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
 
-from tokenmix_ops.video.data.entries import VIDEO_SUFFIXES
+from tokenmix_ops.video.data.suffixes import VIDEO_SUFFIXES
 from tokenmix_ops.video.engine.interrupts import Interrupts
 from tokenmix_ops.video.retrieval.ranking import Track
 from tokenmix_ops.video.search.finding import Found, find_videos

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tokenmix_ops.video.tuning.method import Switches, TuningMethod, VideoModel
     from tokenmix_ops.video.tuning.methods import METHODS, Tuned, apply, resolved, switches_of
-    from tokenmix_ops.video.tuning.settings import MethodName, Tuning
+    from tokenmix_ops.video.tuning.spec import MethodName, Tuning
 
 __all__ = [
     "METHODS",
@@ -29,7 +29,7 @@ __all__ = [
 _HOMES = {
     **dict.fromkeys(("METHODS", "Tuned", "apply", "resolved", "switches_of"), "methods"),
     **dict.fromkeys(("Switches", "TuningMethod", "VideoModel"), "method"),
-    **dict.fromkeys(("MethodName", "Tuning"), "settings"),
+    **dict.fromkeys(("MethodName", "Tuning"), "spec"),
 }
 
 

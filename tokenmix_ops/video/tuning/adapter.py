@@ -8,13 +8,14 @@ from torch import Tensor, nn
 
 from tokenmix_ops.video.encoder import VideoEncoder
 from tokenmix_ops.video.tuning.method import (
+    Setting,
     Switches,
     TuningMethod,
     VideoModel,
     bottleneck_of,
     parameters_of,
 )
-from tokenmix_ops.video.tuning.settings import Tuning
+from tokenmix_ops.video.tuning.spec import Tuning
 
 
 class Adapter(nn.Module):
@@ -46,6 +47,22 @@ class AdapterTuning(TuningMethod):
 
     name = "adapter"
     takes = ("layers", "bottleneck")
+    settings = (
+        Setting(
+            "adapter, one a layer",
+            Tuning("adapter", ffn=False),
+            1.9,
+            1.88,
+            "what the paper counts",
+        ),
+        Setting(
+            "adapter, two a layer",
+            Tuning("adapter"),
+            1.9,
+            1.88,
+            "what the published code inserts; the paper counts one",
+        ),
+    )
 
     def insert(self, encoder: VideoEncoder, tuning: Tuning, layers: tuple[int, ...]) -> None:
         dim = encoder.config.hidden_size
@@ -61,3 +78,6 @@ class AdapterTuning(TuningMethod):
         self, model: VideoModel, layers: tuple[int, ...], switches: Switches
     ) -> Iterable[nn.Parameter]:
         return parameters_of(m for m in model.encoder.modules() if isinstance(m, Adapter))
+
+
+METHOD = AdapterTuning()

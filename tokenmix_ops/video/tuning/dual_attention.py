@@ -13,13 +13,18 @@ from tokenmix_ops.convert import mix_tokens
 from tokenmix_ops.modules import Queries
 from tokenmix_ops.video.encoder import VideoEncoder
 from tokenmix_ops.video.tuning.method import (
+    Setting,
     Switches,
     TuningMethod,
     VideoModel,
     parameters_of,
 )
-from tokenmix_ops.video.tuning.settings import Tuning
+from tokenmix_ops.video.tuning.spec import Tuning
 from tokenmix_ops.video.tuning.temporal import FramePosition
+
+_WHOLE_LAYERS = (
+    "the text says that only the temporal attention is updated, the figure is of whole layers"
+)
 
 
 class DualAttention(nn.Module):
@@ -57,6 +62,17 @@ class DualAttentionTuning(TuningMethod):
     name = "dual_attention"
     takes = ("layers", "temporal_position")
     switches = Switches(ffn=False)
+    settings = (
+        Setting(
+            "dual_attention, as the text says", Tuning("dual_attention"), 84.9, note=_WHOLE_LAYERS
+        ),
+        Setting(
+            "dual_attention, as the figure says",
+            Tuning("dual_attention", ffn=True),
+            84.9,
+            note=_WHOLE_LAYERS,
+        ),
+    )
 
     def insert(self, encoder: VideoEncoder, tuning: Tuning, layers: tuple[int, ...]) -> None:
         temporal = deepcopy(encoder)
@@ -83,3 +99,6 @@ class DualAttentionTuning(TuningMethod):
             if switches.ffn:
                 parts += [layer.layer_norm2, layer.mlp]
         return parameters_of(parts) + gates
+
+
+METHOD = DualAttentionTuning()

@@ -6,16 +6,21 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from tokenmix_ops.video.tuning.method import Switches, TuningMethod, VideoModel
+from tokenmix_ops.video.tuning.method import Setting, Switches, TuningMethod, VideoModel
+from tokenmix_ops.video.tuning.spec import Tuning
 
 
-class Frozen(TuningMethod):
+class FrozenTuning(TuningMethod):
     """The zero-shot baseline; switches still turn LP and LH on."""
 
     name = "frozen"
     switches = Switches(False, False, False, False)
+    settings = (Setting("frozen", Tuning("frozen"), note="not in the paper"),)
 
     def updated(
         self, model: VideoModel, layers: tuple[int, ...], switches: Switches
     ) -> Iterable[nn.Parameter]:
         return ()
+
+
+METHOD = FrozenTuning()

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tokenmix_ops.modules import SeparateProjections, TokenMixing
 from tokenmix_ops.video.encoder import VideoEncoder
-from tokenmix_ops.video.tuning.method import Switches, TuningMethod, VideoModel
-from tokenmix_ops.video.tuning.settings import Tuning
+from tokenmix_ops.video.tuning.method import Setting, Switches, TuningMethod, VideoModel
+from tokenmix_ops.video.tuning.spec import Tuning
 
 _ATTENTION = ("query", "value")
 _FFN = ("fc1", "fc2")
 
 
-class Lora(TuningMethod):
+class LoraTuning(TuningMethod):
     """Updates low-rank matrices at query and value; with ``ffn`` on, at the FFN as well.
 
     BLIP packs query, key and value into one projection, which a plain LoRA would change as a
@@ -28,6 +28,7 @@ class Lora(TuningMethod):
     name = "lora"
     takes = ("layers", "rank")
     switches = Switches(ffn=False)
+    settings = (Setting("lora", Tuning("lora"), note="not in the paper"),)
 
     def insert(self, encoder: VideoEncoder, tuning: Tuning, layers: tuple[int, ...]) -> None:
         from peft import LoraConfig, inject_adapter_in_model
@@ -50,6 +51,9 @@ class Lora(TuningMethod):
         self, model: VideoModel, layers: tuple[int, ...], switches: Switches
     ) -> Iterable[nn.Parameter]:
         return [p for name, p in model.named_parameters() if "lora_" in name]
+
+    def plain_weights(self, encoder: VideoEncoder) -> dict[str, Tensor]:
+        return merged_projections(encoder)
 
 
 def split_projection(attention: nn.Module) -> None:
@@ -74,7 +78,7 @@ def split_projection(attention: nn.Module) -> None:
 
 
 @torch.no_grad()
-def merged_projections(encoder: VideoEncoder) -> dict[str, torch.Tensor]:
+def merged_projections(encoder: VideoEncoder) -> dict[str, Tensor]:
     """The encoder's weights with LoRA added in and query, key and value packed again, by name."""
     weights = {
         name.replace(".base_layer.", "."): value.clone()
@@ -88,3 +92,6 @@ def merged_projections(encoder: VideoEncoder) -> dict[str, torch.Tensor]:
         parts = [weights.pop(name.replace(".query.", f".{p}.")) for p in ("query", "key", "value")]
         weights[name.replace(".query.", ".qkv.")] = torch.cat(parts)
     return weights
+
+
+METHOD = LoraTuning()

@@ -1,4 +1,4 @@
-"""What a tuning method is: what it inserts into a video model, and what it updates there."""
+"""What a tuning method defines: what it inserts into a video model, and what it updates there."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from typing import ClassVar, NamedTuple, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from tokenmix_ops.video.encoder import VideoEncoder
 from tokenmix_ops.video.layer import VideoLayer
-from tokenmix_ops.video.tuning.settings import Tuning
+from tokenmix_ops.video.tuning.spec import Tuning
 
 
 class VideoModel(Protocol):
@@ -43,14 +43,39 @@ class Switches(NamedTuple):
     everything: bool = False
 
 
+class Setting(NamedTuple):
+    """A setting of a method that gets a row in `tokenmix params`.
+
+    ``captioning`` and ``retrieval`` are the millions of parameters that the paper prints for
+    ViT-B/16, in Table 1 (in Table 4 for parts of a layer) and in Table 2; None where it prints
+    none.
+    """
+
+    name: str
+    tuning: Tuning
+    captioning: float | None = None
+    retrieval: float | None = None
+    note: str = ""
+
+
 class TuningMethod(ABC):
-    """One way of tuning; each subclass is a file of this folder."""
+    """One way of tuning. The file of this folder that a method is named after holds it whole.
+
+    Attributes:
+        name: as ``--method`` takes it.
+        takes: the settings of a `Tuning` that the method reads, besides its switches.
+        switches: which parts it updates unless told otherwise.
+        last_layer_only: whether ``layers`` defaults to the last layer, in place of all.
+        updates_final_norm: whether it updates the norm on top of the tower too.
+        settings: rows of `tokenmix params`.
+    """
 
     name: ClassVar[str]
+    takes: ClassVar[tuple[str, ...]] = ()
     switches: ClassVar[Switches] = Switches()
     last_layer_only: ClassVar[bool] = False
-    takes: ClassVar[tuple[str, ...]] = ()
-    """The settings of a `Tuning`, besides its switches, that the method reads."""
+    updates_final_norm: ClassVar[bool] = True
+    settings: ClassVar[tuple[Setting, ...]]
 
     def insert(self, encoder: VideoEncoder, tuning: Tuning, layers: tuple[int, ...]) -> None:
         """Puts new modules into the encoder, or changes its attention; nothing by default."""
@@ -61,6 +86,28 @@ class TuningMethod(ABC):
         self, model: VideoModel, layers: tuple[int, ...], switches: Switches
     ) -> Iterable[nn.Parameter]:
         """The method's own parameters to update, besides LP, LH and the final norm."""
+
+    def layers(self, tuning: Tuning, depth: int) -> tuple[int, ...]:
+        """The layers that a tower of ``depth`` layers is changed in; ValueError for others."""
+        if tuning.layers is None:
+            return (depth - 1,) if self.last_layer_only else tuple(range(depth))
+        for layer in tuning.layers:
+            if not -depth <= layer < depth:
+                raise ValueError(f"layer {layer} does not exist: the tower has {depth} layers")
+        return tuple(sorted({layer % depth for layer in tuning.layers}))
+
+    def mixing_layers(self, tuning: Tuning, depth: int) -> tuple[int, ...]:
+        """Those of them in which ``tuning.mixing`` mixes tokens; none by default."""
+        return ()
+
+    def plain_weights(self, encoder: VideoEncoder) -> dict[str, Tensor]:
+        """The tower's weights by the names that transformers gives them, to export."""
+        return dict(encoder.vision_model.state_dict())
+
+    def counts(self, name: str, parameter: Tensor, switches: Switches) -> bool:
+        """Whether the paper's figures count an updated parameter: those of weight matrices in the
+        tower's layers, by default."""
+        return parameter.dim() > 1 and name.startswith("encoder.vision_model.encoder.layers.")
 
 
 def layer_parts(layer: VideoLayer, switches: Switches) -> list[nn.Module]:

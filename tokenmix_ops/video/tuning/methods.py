@@ -1,42 +1,21 @@
-"""All methods by name, and `apply`, which inserts, freezes and tells."""
+"""All methods by name, and `apply`, which inserts modules, freezes the rest and reports both."""
 
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from typing import NamedTuple
+from importlib import import_module
+from typing import NamedTuple, get_args
 
 from torch import nn
 
 from tokenmix_ops.video.encoder import VideoEncoder
-from tokenmix_ops.video.tuning.adapter import AdapterTuning
-from tokenmix_ops.video.tuning.bitfit import BitFit
-from tokenmix_ops.video.tuning.dual_attention import DualAttentionTuning
-from tokenmix_ops.video.tuning.frozen import Frozen
-from tokenmix_ops.video.tuning.full import Full
-from tokenmix_ops.video.tuning.lora import Lora
 from tokenmix_ops.video.tuning.method import Switches, TuningMethod, VideoModel
-from tokenmix_ops.video.tuning.settings import Tuning
-from tokenmix_ops.video.tuning.spatial import Spatial
-from tokenmix_ops.video.tuning.st_adapter import STAdapterTuning
-from tokenmix_ops.video.tuning.temporal import Temporal
-from tokenmix_ops.video.tuning.token_mixing import TokenMixing
+from tokenmix_ops.video.tuning.spec import MethodName, Tuning
 
 METHODS: dict[str, TuningMethod] = {
-    method.name: method
-    for method in (
-        TokenMixing(),
-        Spatial(),
-        Full(),
-        Temporal(),
-        DualAttentionTuning(),
-        STAdapterTuning(),
-        AdapterTuning(),
-        BitFit(),
-        Lora(),
-        Frozen(),
-    )
+    name: import_module(f"tokenmix_ops.video.tuning.{name}").METHOD for name in get_args(MethodName)
 }
-"""Every method, by name."""
+"""Every method by name, each from the file of its name."""
 
 
 class Tuned(NamedTuple):
@@ -61,10 +40,10 @@ def apply(model: VideoModel, tuning: Tuning) -> Tuned:
     if tuning.method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {tuning.method!r}")
     if model.tuning is not None:
-        raise ValueError(f"the model is tuned by {model.tuning.method} already; load it anew")
+        raise ValueError(f"the model was tuned by {model.tuning.method} already: load it again")
     for index, layer in enumerate(model.encoder.layers):
         if layer.self_attn.mixing.kind != "spatial":
-            raise ValueError(f"layer {index} mixes tokens already: load the image model anew")
+            raise ValueError(f"layer {index} mixes tokens already: load the image model again")
     method = METHODS[tuning.method]
     for setting in fields(tuning):
         if setting.name not in ("method", *Switches._fields, *method.takes):
@@ -78,7 +57,7 @@ def apply(model: VideoModel, tuning: Tuning) -> Tuned:
         for name in ("linear_projection", "language_head"):
             if getattr(tuning, name) is False:
                 raise ValueError(f"everything is updated, {name} too: leave one of the two out")
-    layers = _layers(model.encoder, method, tuning)
+    layers = method.layers(tuning, len(model.encoder.layers))
     before = set(model.parameters()), set(model.encoder.modules())
     method.insert(model.encoder, tuning, layers)
     inserted = _inserted(model.encoder, *before)
@@ -118,19 +97,9 @@ def _chosen(
         chosen += tower.embeddings.parameters()
     if switches.language_head:
         chosen += model.heads()
-    if switches.linear_projection or switches.language_head or switches.attention or switches.ffn:
-        chosen += [] if method.name == "bitfit" else tower.post_layernorm.parameters()
+    if method.updates_final_norm and any(switches):
+        chosen += tower.post_layernorm.parameters()
     return chosen
-
-
-def _layers(encoder: VideoEncoder, method: TuningMethod, tuning: Tuning) -> tuple[int, ...]:
-    depth = len(encoder.layers)
-    if tuning.layers is None:
-        return (depth - 1,) if method.last_layer_only else tuple(range(depth))
-    for layer in tuning.layers:
-        if not -depth <= layer < depth:
-            raise ValueError(f"layer {layer} does not exist: the tower has {depth} layers")
-    return tuple(sorted({layer % depth for layer in tuning.layers}))
 
 
 def _inserted(

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from tokenmix_ops.convert import mix_tokens
 from tokenmix_ops.video.encoder import VideoEncoder
 from tokenmix_ops.video.tuning.method import (
+    Setting,
     Switches,
     TuningMethod,
     VideoModel,
     layer_parts,
     parameters_of,
 )
-from tokenmix_ops.video.tuning.settings import Tuning
+from tokenmix_ops.video.tuning.spec import Tuning
 
 
 class FramePosition(nn.Module):
@@ -42,7 +43,7 @@ class FramePosition(nn.Module):
         return (video + self.position).flatten(0, 1)
 
 
-class Temporal(TuningMethod):
+class TemporalTuning(TuningMethod):
     """Four blocks, initialised from the last spatial ones, are added and updated.
 
     Without a temporal position they are equivariant to the order of frames, as published.
@@ -51,6 +52,7 @@ class Temporal(TuningMethod):
 
     name = "temporal"
     takes = ("num_blocks", "temporal_position")
+    settings = (Setting("temporal", Tuning("temporal"), 28.3, 28.31),)
 
     def insert(self, encoder: VideoEncoder, tuning: Tuning, layers: tuple[int, ...]) -> None:
         depth = len(encoder.layers)
@@ -72,3 +74,6 @@ class Temporal(TuningMethod):
         parts = [part for block in blocks for part in layer_parts(block, switches)]
         parts += [block.before_attention for block in blocks if block.before_attention is not None]
         return parameters_of(parts)
+
+
+METHOD = TemporalTuning()

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from tokenmix_ops.video.data.entries import is_folder, is_image_name, is_video_name
 from tokenmix_ops.video.data.manifest import is_text
+from tokenmix_ops.video.data.suffixes import is_folder, is_image_name, is_video_name
 
 _NUMBERED = re.compile("([^0-9]*)([0-9]+)")
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from reprlib import repr as shown
 from typing import Any
 
-from tokenmix_ops.video.data.entries import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from tokenmix_ops.video.data.manifest import is_text, is_time
+from tokenmix_ops.video.data.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 # In bytes, what common file systems hold less a suffix, and less the folders above.
 _LONGEST = 250
