@@ -6,6 +6,7 @@ docs/interfaces.md says which test notices when one of them changes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache, wraps
 from typing import Any, TypeVar
 
 import torch
@@ -37,6 +38,21 @@ def constant(function: F) -> F:
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
+
+
+def cached_constant(function: F) -> F:
+    """A `constant` function that also remembers its results; ``cache_clear`` forgets them.
+
+    ``constant(lru_cache(function))`` would not do: torch.compile traces into a cached function.
+    """
+    cached = lru_cache(function)
+
+    @wraps(function)
+    def remembered(*arguments: Any) -> Any:
+        return cached(*arguments)
+
+    remembered.cache_clear = cached.cache_clear  # type: ignore[attr-defined]
+    return constant(remembered)  # type: ignore[return-value]
 
 
 def guarded(number: Number) -> Number:

@@ -8,7 +8,6 @@ for trying and testing.
 from __future__ import annotations
 
 import os
-from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -17,22 +16,16 @@ from torch import Tensor
 
 from tokenmix_ops import ops
 from tokenmix_ops.plan import Plan
-from tokenmix_ops.torch_internals import constant, guarded, have_tangent, in_transform
+from tokenmix_ops.torch_internals import cached_constant, guarded, have_tangent, in_transform
 
 name = "triton"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_HEAD_DIM = 256
 
 
-@constant
+@cached_constant
 def unavailable() -> str | None:
     """Why this machine cannot run the backend; None if it can."""
-    return _missing()
-
-
-# Asked at every call, and the answers do not change.
-@lru_cache
-def _missing() -> str | None:
     if find_spec("triton") is None:
         return "Triton is not installed; pip install 'tokenmix_ops[triton]'"
     if not interpreted() and not torch.cuda.is_available():
@@ -40,14 +33,9 @@ def _missing() -> str | None:
     return None
 
 
-@constant
+@cached_constant
 def interpreted() -> bool:
     """Whether Triton's interpreter stands in for its compiler in this process."""
-    return _interpreted()
-
-
-@lru_cache
-def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 
@@ -71,13 +59,8 @@ def unsupported(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> str | 
     return None
 
 
-@constant
+@cached_constant
 def _too_old(device: torch.device) -> str | None:
-    return _capability_reason(device)
-
-
-@lru_cache
-def _capability_reason(device: torch.device) -> str | None:
     capability = torch.cuda.get_device_capability(device)
     if capability >= (8, 0):
         return None
@@ -86,15 +69,10 @@ def _capability_reason(device: torch.device) -> str | None:
 
 def not_preferred(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> str | None:
     """Why the automatic choice passes over the backend for a call that it can compute."""
-    return _reason_of(query.device, query.dtype, guarded(query.shape[-1]))
+    return _unmeasured(query.device, query.dtype, guarded(query.shape[-1]))
 
 
-@constant
-def _reason_of(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
-    return _unmeasured(device, dtype, head_dim)
-
-
-@lru_cache
+@cached_constant
 def _unmeasured(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
     if interpreted():
         return "slow under Triton's interpreter; ask for it by name"
