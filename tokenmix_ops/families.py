@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from tokenmix_ops.modules import (
+from tokenmix_ops.projections import (
     PackedParameters,
     PackedProjection,
     Projection,
