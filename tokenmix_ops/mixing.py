@@ -38,8 +38,8 @@ class Mixing:
     offsets: tuple[int, ...] = ()
     wrap: bool = False
     # Tables of `from_index`, as JSON: hashed, compared and guarded by torch.compile as one value.
-    key_index: str = ""
-    key_frame: str = ""
+    key_index_json: str = ""
+    key_frame_json: str = ""
 
     def __post_init__(self) -> None:
         if not isinstance(self.kind, str) or self.kind not in _RULES:
@@ -51,16 +51,16 @@ class Mixing:
         object.__setattr__(self, "offsets", _as_offsets(self.offsets))
         used = {"adjacent": {"offsets", "wrap"}, "from_index": {"key_index", "key_frame"}}
         needed = {"adjacent": "offsets", "from_index": "key_index"}.get(self.kind)
-        for name in ("offsets", "wrap", "key_index", "key_frame"):
-            given = bool(getattr(self, name))
+        for field in ("offsets", "wrap", "key_index_json", "key_frame_json"):
+            given, name = bool(getattr(self, field)), _name(field)
             if given and name not in used.get(self.kind, ()):
                 raise ValueError(f"a {self.kind!r} mixing has no {name}")
             if not given and name == needed:
                 raise ValueError(f"{name} must not be empty in a mixing of kind {self.kind!r}")
         if self.kind == "spatial" and self.cross_frame_gain != 1.0:
             raise ValueError("a 'spatial' mixing has no cross_frame_gain: it has no other frames")
-        if self.key_index:
-            _check_tables(self.key_index, self.key_frame)
+        if self.key_index_json:
+            _check_tables(self.key_index_json, self.key_frame_json)
 
     @classmethod
     def paper(cls, *, cross_frame_gain: float = 1.0) -> Mixing:
@@ -124,7 +124,7 @@ class Mixing:
         """
         frame = "" if key_frame is None else json.dumps(_as_table("key_frame", key_frame))
         index = json.dumps(_as_table("key_index", key_index))
-        return cls("from_index", cross_frame_gain, key_index=index, key_frame=frame)
+        return cls("from_index", cross_frame_gain, key_index_json=index, key_frame_json=frame)
 
     @classmethod
     def named(cls, mixing: Mixing | str) -> Mixing:
@@ -158,7 +158,7 @@ class Mixing:
 
     def to_json(self) -> str:
         """The mixing as a JSON object: its kind, its gain, and what else its kind has."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values = {_name(f.name): getattr(self, f.name) for f in fields(self)}
         return json.dumps({k: v for k, v in values.items() if v or k == "cross_frame_gain"})
 
     @classmethod
@@ -173,18 +173,18 @@ class Mixing:
             raise ValueError(f"not a mixing in JSON: {text[:100]}") from error
         if not isinstance(given, dict) or "kind" not in given:
             raise ValueError(f"not a mixing in JSON (an object with 'kind'): {text[:100]}")
-        known = [f.name for f in fields(cls)]
+        known = {_name(f.name): f.name for f in fields(cls)}
         unknown = [name for name in given if name not in known]
         if unknown:
             raise ValueError(f"a mixing has no {unknown[0]!r}; it has {', '.join(known)}")
-        return cls(**given)
+        return cls(**{known[name]: value for name, value in given.items()})
 
     def __repr__(self) -> str:
         given: list[str] = []
         if self.kind == "adjacent":
             given += [repr(self.offsets)] + ["wrap=True"] * self.wrap
         if self.kind == "from_index":
-            given += [table for table in (self.key_index, self.key_frame) if table]
+            given += [table for table in (self.key_index_json, self.key_frame_json) if table]
         if self.cross_frame_gain != (0.8 if self.kind == "released" else 1.0):
             given += [f"cross_frame_gain={self.cross_frame_gain!r}"]
         return f"Mixing.{self.kind}({', '.join(given)})"
@@ -218,8 +218,8 @@ def plan_of(
             guarded(mixing.cross_frame_gain),
             tuple([guarded(offset) for offset in mixing.offsets]),
             mixing.wrap,
-            mixing.key_index,
-            mixing.key_frame,
+            mixing.key_index_json,
+            mixing.key_frame_json,
         )
     # A plan is of one layout: sizes that the compiler made symbolic get their values back.
     t, s, p = [guarded(n) for n in (num_frames, num_tokens, num_prefix_tokens)]
@@ -264,7 +264,7 @@ def _joint(m: Mixing, t: int, s: int, p: int) -> tuple[Rows, list[list[int]]]:
 
 
 def _from_index(m: Mixing, t: int, s: int, p: int) -> tuple[Rows, list[list[int]]]:
-    index = json.loads(m.key_index)
+    index = json.loads(m.key_index_json)
     num_rows = len(index)
     if num_rows not in (1, t):
         raise ValueError(
@@ -301,8 +301,13 @@ def _table(mixing: Mixing, t: int, s: int, p: int) -> Table:
             f"num_tokens = {s}, num_prefix_tokens = {p}"
         )
     rows, index = _RULES[mixing.kind](mixing, t, s, p)
-    frame = json.loads(mixing.key_frame) if mixing.key_frame else None
+    frame = json.loads(mixing.key_frame_json) if mixing.key_frame_json else None
     return tabulate(mixing, mixing.cross_frame_gain, t, s, p, rows, index, frame)
+
+
+def _name(field: str) -> str:
+    """What callers and JSON call a field of `Mixing`."""
+    return field.removesuffix("_json")
 
 
 def _as_gain(value: Any) -> float:
