@@ -1,4 +1,4 @@
-"""How attention layers project tokens to queries, keys and values, each for the tokens in use."""
+"""Projections of tokens to queries, keys and values, computed only for the tokens in use."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tokenmix_ops.torch_internals import is_plain_linear
 
 
 class Projection(Protocol):
-    """How a module turns tokens into queries, keys and values."""
+    """Turns tokens into queries, keys and values, using parameters of a module."""
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Attributes of the module that it uses."""
+        """Names of the module's attributes that the projection uses."""
         ...
 
     def __call__(
@@ -25,8 +25,8 @@ class Projection(Protocol):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Projects tokens [batch, num_frames, num_tokens, dim].
 
-        The query is of the first ``num_queries`` tokens of each frame. Key and value are of the
-        flat token indices ``selected``, [batch, num_keys, features], or of all tokens,
+        The query covers the first ``num_queries`` tokens of each frame. Key and value cover the
+        tokens with the flat indices ``selected``, [batch, num_keys, features], or all tokens,
         [batch, num_frames, num_tokens, features].
         """
         ...
@@ -34,7 +34,7 @@ class Projection(Protocol):
 
 @dataclass(frozen=True)
 class PackedProjection:
-    """One child module whose output is query, key and value side by side."""
+    """A child module whose output holds query, key and value side by side."""
 
     child: str = "qkv"
 
@@ -48,7 +48,7 @@ class PackedProjection:
         qkv: Any = module.get_submodule(self.child)
         all_queries = num_queries == tokens.shape[2]
         if (all_queries and selected is None) or not is_plain_linear(qkv):
-            # A wrapped projection (LoRA, quantised, hooked) is called as it is, on all tokens.
+            # Calls a wrapped projection (LoRA, quantised, hooked) as it is, on all tokens.
             query, key, value = qkv(tokens).chunk(3, dim=-1)
             return query[:, :, :num_queries], key, value
         return _packed(qkv.weight, qkv.bias, tokens, num_queries, selected)
@@ -77,7 +77,7 @@ class PackedParameters:
 
 @dataclass(frozen=True)
 class SeparateProjections:
-    """Three child modules, of query, key and value."""
+    """Three child modules, one each for query, key and value."""
 
     query: str = "q_proj"
     key: str = "k_proj"
