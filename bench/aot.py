@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
@@ -184,6 +184,7 @@ def compile_case(case: Case) -> Row:
     row = {
         **asdict(case),
         **tiles,
+        **({"TILES": [astuple(tile) for tile in tiles["TILES"]]} if "TILES" in tiles else {}),
         "num_warps": config.num_warps,
         "num_stages": config.num_stages,
         "triton": triton.__version__,

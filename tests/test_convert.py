@@ -38,7 +38,7 @@ from transformers import (
 import tokenmix_ops as tm
 from tokenmix_ops.convert import ConvertedAttention
 from tokenmix_ops.families import FAMILIES
-from tokenmix_ops.modules import PackedParameters, PackedProjection
+from tokenmix_ops.projections import PackedParameters, PackedProjection
 from tokenmix_ops.testing import max_error
 from tokenmix_ops.tolerance import rms_error, rms_limit
 from tokenmix_ops.video.encoder import VideoEncoder

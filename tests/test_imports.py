@@ -22,6 +22,7 @@ FLOORS = (
     ("backends.*",),
     ("backends",),
     ("functional",),
+    ("projections",),
     ("modules",),
     ("families",),
     ("convert",),

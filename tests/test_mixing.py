@@ -96,6 +96,8 @@ def test_what_is_left_out_is_as_in_the_factory():
     wrapped = Mixing.from_json('{"kind": "adjacent", "offsets": [2], "wrap": true}')
     assert wrapped == Mixing.adjacent((2,), wrap=True)
     assert '"cross_frame_gain": 1.0' in Mixing.released(cross_frame_gain=1).to_json()
+    tables = '{"kind": "from_index", "key_index": "[[0, 3]]", "key_frame": "[[-1, 1]]"}'
+    assert Mixing.from_json(tables) == Mixing.from_index([0, 3], [-1, 1])
 
 
 def test_tables_come_from_whatever_holds_integers():
@@ -183,6 +185,10 @@ ERRORS = {
     "tables in JSON": (
         lambda: Mixing.from_json('{"kind": "from_index", "key_index": "x"}'),
         "key_index and key_frame must be tables in JSON",
+    ),
+    "a table of another kind": (
+        lambda: Mixing.from_json('{"kind": "paper", "key_index": "[[1]]"}'),
+        "a 'paper' mixing has no key_index",
     ),
     "unknown field in JSON": (
         lambda: Mixing.from_json('{"kind": "paper", "gain": 1}'),

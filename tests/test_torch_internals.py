@@ -9,6 +9,7 @@ from torch.nn.modules import module as all_modules
 
 from tokenmix_ops.torch_internals import (
     HOOKS,
+    cached_constant,
     constant,
     follow,
     guarded,
@@ -50,6 +51,28 @@ def test_compiled_code_calls_a_constant_function_with_numbers_that_it_made_symbo
         assert torch.equal(function(torch.zeros(size)), torch.full((size,), sum(range(size)) + 0.0))
     assert set(seen) == {int}
     assert guarded(4) == 4
+
+
+def test_a_cached_constant_is_computed_once_also_by_compiled_code():
+    seen = []
+
+    @cached_constant
+    def doubled(number):
+        seen.append(number)
+        return 2 * number
+
+    @torch.compile(backend="eager", fullgraph=True)
+    def function(x):
+        return x + doubled(3)
+
+    for _ in range(2):
+        assert doubled(3) == 6
+        assert torch.equal(function(torch.zeros(2)), torch.full((2,), 6.0))
+    assert seen == [3]
+    doubled.cache_clear()
+    assert doubled(3) == 6
+    assert seen == [3, 3]
+    assert vars(doubled)["_dynamo_marked_constant"]
 
 
 def test_transforms_and_traces_are_noticed():

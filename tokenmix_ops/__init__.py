@@ -10,14 +10,9 @@ from tokenmix_ops.convert import mix_tokens, unmix_tokens
 from tokenmix_ops.families import VisionFamily, register_family
 from tokenmix_ops.functional import attention_weights, explain, token_mix_attention
 from tokenmix_ops.mixing import Mixing
-from tokenmix_ops.modules import (
-    PackedParameters,
-    PackedProjection,
-    SeparateProjections,
-    TokenMixAttention,
-    set_num_frames,
-)
+from tokenmix_ops.modules import TokenMixAttention, set_num_frames
 from tokenmix_ops.plan import Plan
+from tokenmix_ops.projections import PackedParameters, PackedProjection, SeparateProjections
 
 __version__ = "0.1.0"
 

@@ -1,7 +1,7 @@
-"""What a third-party model passes to a layer of this package, besides the tokens.
+"""Checks the extra arguments that a third-party model passes to a layer of this package.
 
-Other libraries rename and add arguments. A layer that stands in one of their models takes them all:
-it ignores what cannot change its result, such as a cache or a flag, and refuses what could.
+Other libraries rename and add arguments. A layer that replaces one of theirs accepts all of them,
+ignores those that cannot change its result, such as a cache or a flag, and rejects the others.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ def refuse_others(
 ) -> None:
     """Raises ValueError, naming the ``layer``, for arguments that could change its result.
 
-    Those are whatever has "mask" in its name and is not None; ``is_causal``; and tensors and NumPy
-    arrays, also inside tuples, lists and dictionaries, for each may be a mask, other keys, or
-    position embeddings. ``tokens`` themselves may come again as query, key and value, by name or in
-    the two places after the tokens, as `torch.nn.MultiheadAttention` is called; pass None for a
-    layer whose keys come from elsewhere.
+    These are: anything with "mask" in its name that is not None; ``is_causal``; tensors and NumPy
+    arrays, including those in tuples, lists and dictionaries, because each may be a mask, other
+    keys, or position embeddings. The ``tokens`` may be repeated as query, key and value, by name or
+    as the two arguments after the tokens, as in calls of `torch.nn.MultiheadAttention`. Pass None
+    for a layer whose keys come from elsewhere.
     """
     given = [name for name, value in kwargs.items() if _could_matter(name, value, tokens)]
     others = [value for place, value in enumerate(args) if place > 1 or value is not tokens]

@@ -15,11 +15,11 @@ from tokenmix_ops.torch_internals import follow, parts
 
 
 class ConvertedAttention(TokenMixing):
-    """An attention layer of an image ViT that mixes tokens, on the layer's own parameters.
+    """Replaces an attention layer of an image ViT, using the layer's own parameters.
 
-    It holds the children, parameters and buffers of the original under the same names, so that
-    state dicts stay the same, and the original itself for `unmix_tokens`. The frames of a video
-    must follow each other in the batch.
+    Holds the children, parameters and buffers of the original under the same names, so state dicts
+    do not change, and the original itself for `unmix_tokens`. The frames of a video must be
+    consecutive in the batch.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class ConvertedAttention(TokenMixing):
             backend=backend,
         )
         self.family = family
-        # None and shared entries count too; and hooks on the layer go on firing.
+        # Includes None and shared entries. Hooks on the original layer keep firing.
         for own, given in zip(parts(self), parts(original), strict=True):
             clash = [name for name in given if name in vars(self)]
             if clash:
@@ -56,9 +56,9 @@ class ConvertedAttention(TokenMixing):
     def forward(
         self, hidden_states: Tensor, *args: Any, queries: Queries | None = None, **kwargs: Any
     ) -> Any:
-        """[batch * num_frames, num_tokens, dim] in and out, as the original layer returns it.
+        """Attends over [batch * num_frames, num_tokens, dim]; returns what the original layer does.
 
-        With ``queries`` "prefix" only the rows of prefix tokens come out. Raises ValueError for
+        ``queries="prefix"`` computes only the rows of the prefix tokens. Raises ValueError for
         other arguments that could change the result (`refuse_others`).
         """
         refuse_others("token mixing", hidden_states, args, kwargs)
@@ -76,21 +76,21 @@ class ConvertedAttention(TokenMixing):
         return query, key
 
     def restored(self) -> nn.Module:
-        """The original layer, with what became of its parts since.
+        """Returns the original layer with its current children, parameters and buffers.
 
-        Raises ValueError if one of them is gone, as a projection that was split for LoRA.
+        Raises ValueError if one of them has been removed, as when LoRA splits a projection.
         """
         original: nn.Module = self.__dict__["original"]
         for now, before in zip(parts(self), parts(original), strict=True):
             for name in before:
                 if name not in now:
                     raise ValueError(
-                        f"{type(original).__name__} cannot be put back: its {name!r} was replaced "
-                        "since; load the model anew"
+                        f"{type(original).__name__} cannot be restored: its {name!r} was replaced "
+                        "after the conversion; reload the model"
                     )
                 before[name] = now[name]
         follow(original, self)
-        # Not train(), which would also set the children's.
+        # Not train(), which would also change the children.
         original.training = self.training
         return original
 
@@ -103,20 +103,20 @@ def mix_tokens(
     *,
     backend: str | None = None,
 ) -> nn.Module:
-    """Makes attention layers of an image ViT mix the tokens of a video's frames; in place.
+    """Makes attention layers of an image ViT mix the tokens of a video's frames, in place.
 
-    The model then takes frames as its batch: [batch * num_frames, ...], the frames of a video in a
-    row. Parameters and state-dict keys stay as they are, and `unmix_tokens` undoes it. A layer that
-    mixes already is changed to the new mixing.
+    The model then takes frames as its batch: [batch * num_frames, ...], with the frames of a video
+    consecutive. Parameters and state-dict keys do not change, and `unmix_tokens` reverts the
+    conversion. A layer that already mixes switches to the new mixing.
 
     Args:
         model: a supported model or its vision tower (transformers BLIP, BLIP-2, CLIP, SigLIP, ViT,
             DINOv2; timm; open_clip).
         num_frames: frames of a video.
-        mixing: a `Mixing` or a name; ``"spatial"`` computes what the model did, by faster means
-            where its own attention was not fused.
-        layers: which attention layers, counted from 0 or from the end, or "all".
-        backend: a backend's name, or None for the usual choice.
+        mixing: a `Mixing` or its name. ``"spatial"`` computes the same result as the original
+            model, faster where its own attention is not fused.
+        layers: indices of the attention layers to convert, negative from the end, or "all".
+        backend: name of a backend, or None for the automatic choice.
 
     Returns the model. Raises ValueError for an unsupported model (`register_family` adds to them),
     a layer that does not exist, or attention dropout, which token mixing does not have.
@@ -126,7 +126,7 @@ def mix_tokens(
         for name, module in model.named_modules()
         if (family := _family(module)) is not None
     ]
-    # A tower may be wrapped in another class that counts as one.
+    # A tower may be wrapped in another class that is itself declared as a tower.
     towers = [t for t in towers if not any(_inside(t[0], other[0]) for other in towers)]
     if len(towers) != 1:
         problem = (
@@ -138,7 +138,7 @@ def mix_tokens(
         if not towers and bare:
             module, family = bare[-1]
             problem += f": {type(module).__name__} holds no {family.attention}"
-        # Two declarations for versions of one model are one to the reader.
+        # List a model once, even if its versions have a declaration each.
         names = {f.towers: f"{f.name} ({f.towers[0].rsplit('.', 1)[1]})" for f in FAMILIES[::-1]}
         supported = "; ".join(list(names.values())[::-1])
         raise ValueError(
@@ -165,7 +165,7 @@ def mix_tokens(
             num_prefix_tokens=num_prefix_tokens,
             backend=backend,
         )
-    # Only now, so that an error above leaves the model as it was.
+    # Replaced last, so that an error above leaves the model unchanged.
     for index, layer in converted.items():
         parent, name, _ = places[index]
         setattr(parent, name, layer)
@@ -173,9 +173,9 @@ def mix_tokens(
 
 
 def unmix_tokens(model: nn.Module) -> nn.Module:
-    """Puts the original attention layers back, with their present parameters; returns the model.
+    """Restores the original attention layers with their current parameters; returns the model.
 
-    Raises ValueError if a part of one was replaced; the model is then as it was.
+    Raises ValueError, and leaves the model unchanged, if a part of a layer was replaced.
     """
     restored = [
         (parent, name, child.restored())
@@ -189,7 +189,7 @@ def unmix_tokens(model: nn.Module) -> nn.Module:
 
 
 def _family(module: nn.Module) -> VisionFamily | None:
-    # Later registrations come first, so that a user's family can refine a shipped one.
+    # Later registrations take precedence, so a user's family can refine a shipped one.
     return next(
         (
             f
@@ -211,7 +211,7 @@ def _inside(name: str, other: str) -> bool:
 def _attention_layers(
     tower: nn.Module, family: VisionFamily
 ) -> list[tuple[nn.Module, str, nn.Module]]:
-    """(parent, name in it, layer) of each attention layer of a tower, in order."""
+    """Returns (parent, name in the parent, layer) of each attention layer of a tower, in order."""
     return [
         (parent, name, child)
         for parent in tower.modules()
@@ -238,7 +238,7 @@ def _chosen(layers: Iterable[int] | Literal["all"], count: int) -> Sequence[int]
 
 
 def _refuse(layer: nn.Module, family: VisionFamily) -> None:
-    """Raises ValueError for a layer that is not as declared, or does more than token mixing."""
+    """Raises ValueError for a layer that does not match its declaration or is not supported."""
     kind = type(layer).__name__
     names = [family.num_heads, family.scale, family.query_norm, family.key_norm, *family.output]
     names += family.projection.parts

@@ -1,6 +1,6 @@
-"""The families of image ViTs that can be converted, each a small declaration.
+"""Declarations of the image ViT families that can be converted.
 
-Models are recognised by class name, so that no model library is imported here.
+Models are recognised by class name, so this file imports no model library.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from tokenmix_ops.modules import (
+from tokenmix_ops.projections import (
     PackedParameters,
     PackedProjection,
     Projection,
@@ -20,15 +20,15 @@ from tokenmix_ops.modules import (
 
 @dataclass(frozen=True)
 class VisionFamily:
-    """Where a family of image ViTs keeps its attention, and what its parts are called.
+    """Where the models of a family keep their attention layers, and the names of their parts.
 
     Attributes:
-        name: shown in errors.
-        towers: dotted class names (module and class) of its vision towers; text towers next to
-            them stay untouched.
-        attention: dotted class name of its attention layer.
-        projection: how a layer makes query, key and value: ``PackedProjection("qkv")`` for one
-            child that makes all three, ``SeparateProjections("q", "k", "v")`` for three children,
+        name: name to show in errors.
+        towers: dotted class names (module and class) of the vision towers. Text towers are left
+            alone.
+        attention: dotted class name of the attention layer.
+        projection: how a layer computes query, key and value: ``PackedProjection("qkv")`` for one
+            child for all three, ``SeparateProjections("q", "k", "v")`` for three children,
             ``PackedParameters("in_proj_weight", "in_proj_bias")`` for parameters of the layer.
         output: children applied to the merged heads, in order.
         num_heads, scale: attributes of a layer; ``scale`` None means head_dim ** -0.5.
@@ -181,5 +181,5 @@ FAMILIES: list[VisionFamily] = [
 
 
 def register_family(family: VisionFamily) -> None:
-    """Lets `mix_tokens` convert models of another family; replaces one of the same name."""
+    """Lets `mix_tokens` convert models of another family; replaces a family of the same name."""
     FAMILIES[:] = [other for other in FAMILIES if other.name != family.name] + [family]

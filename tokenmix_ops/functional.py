@@ -1,4 +1,4 @@
-"""The functional operator: checks a call, compiles its plan, and hands it to a backend."""
+"""The functional API: validates a call, compiles its plan, and dispatches it to a backend."""
 
 from __future__ import annotations
 
@@ -30,16 +30,17 @@ def token_mix_attention(
         query: [batch, num_frames, num_queries, num_heads, head_dim]: the first num_queries tokens
             of each frame, usually all num_tokens.
         key, value: [batch, num_frames, num_tokens, num_heads, head_dim]; or, if all frames share
-            one key set, the selected tokens alone: [batch, num_keys, num_heads, head_dim], where
-            num_tokens is taken to be num_queries unless ``mixing`` is a plan.
+            one key set, only the selected tokens: [batch, num_keys, num_heads, head_dim], where
+            num_tokens equals num_queries unless ``mixing`` is a plan.
         mixing: a mixing, its name (``"released"``), or a plan of it.
-        num_prefix_tokens: how many leading tokens of a frame are not patches; a plan knows it.
+        num_prefix_tokens: number of leading tokens of a frame that are not patches; ignored if
+            ``mixing`` is a plan.
         scale: factor of the logits; head_dim ** -0.5 if None.
-        backend: a backend's name; None lets `use_backend`, TOKENMIX_BACKEND, or the automatic
-            choice decide.
+        backend: name of a backend. None defers to `use_backend`, then TOKENMIX_BACKEND, then the
+            automatic choice.
 
-    Any strides with a contiguous last dimension, in float16, bfloat16, float32 or float64.
-    Returns the shape of ``query``. An empty batch gives an empty result. Raises ValueError on
+    Accepts any strides with a contiguous last dimension, in float16, bfloat16, float32 or float64.
+    Returns a tensor of the shape of ``query``, empty for an empty batch. Raises ValueError for
     wrong shapes, strides, devices, dtypes or names, RuntimeError if the requested backend cannot
     compute the call. Source: Token Mixing (AAAI 2023), Eq. 8 and "Selection Strategy".
     """
@@ -57,10 +58,10 @@ def attention_weights(
     num_prefix_tokens: int = 1,
     scale: float | None = None,
 ) -> Tensor:
-    """The softmax weights [batch, num_frames, num_heads, num_queries, num_keys] of the attention.
+    """Returns the softmax weights [batch, num_frames, num_heads, num_queries, num_keys].
 
-    Arguments as in `token_mix_attention`; at least float32. For looking at: it holds the whole map
-    in memory, which the operator itself never does.
+    Takes the arguments of `token_mix_attention`; computes in float32 or better. For inspection: it
+    materialises the whole map, which the operator itself never does.
     """
     query, key = _autocast(query, key)
     plan = _checked(query, key, key, mixing, num_prefix_tokens)
@@ -76,7 +77,7 @@ def explain(
     num_prefix_tokens: int = 1,
     backend: str | None = None,
 ) -> Explanation:
-    """Which backend `token_mix_attention` would use for this call, and why each other would not."""
+    """Says which backend `token_mix_attention` would use for this call, and why not the others."""
     query, key, value = _autocast(query, key, value)
     plan = _checked(query, key, value, mixing, num_prefix_tokens)
     return backends.explain(query, key, value, plan, backend)
@@ -87,7 +88,7 @@ def _scale(query: Tensor, scale: float | None) -> float:
 
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    # What autocast does to PyTorch's own attention: lower the precision, but never of float64.
+    # As autocast does for PyTorch's own attention: casts to lower precision, except float64.
     device_type = tensors[0].device.type
     if not torch.amp.is_autocast_available(device_type):
         return tensors
@@ -104,7 +105,7 @@ def _checked(
     mixing: Mixing | Plan | str,
     num_prefix_tokens: int,
 ) -> Plan:
-    """The plan of a call whose arguments fit together; ValueError names the one that does not."""
+    """Validates a call and returns its plan; ValueError names the offending argument."""
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         if tensor.dtype not in DTYPES:
             raise ValueError(

@@ -1,9 +1,9 @@
 """Which tokens a query attends to: mixings.
 
 A video is ``num_frames`` frames of ``num_tokens`` tokens each; the first ``num_prefix_tokens`` of
-every frame are prefix tokens ([CLS], registers), the others its patches in row-major order. This
-file alone decides which token of which frame sits in which key slot; everything else reads the
-plans that mixings compile to.
+every frame are prefix tokens ([CLS], registers), the others its patches in row-major order. Only
+this file decides which token of which frame sits in which key slot; all other code reads the plans
+that mixings compile to.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ class Mixing:
     """A rule that names, for every query, the tokens of the video that it attends to.
 
     Build one by a factory (`paper`, `released`, `spatial`, `adjacent`, `temporal`, `joint`,
-    `from_index`). A mixing is a value: hashable, comparable, ``eval(repr(mixing)) == mixing``,
-    and it survives a round trip through JSON. `plan` compiles it for one video layout.
+    `from_index`). A mixing is a value: it is hashable and comparable, ``eval(repr(mixing)) ==
+    mixing``, and it survives a round trip through JSON. `plan` compiles it for a video layout.
     Source: Token Mixing (AAAI 2023), Eq. 3, 4, 8 and Figure 3.
     """
 
     kind: str
     cross_frame_gain: float = None  # type: ignore[assignment]
-    """0.8 for "released", 1.0 for others, unless given."""
+    """Defaults to 0.8 for "released" and to 1.0 for all others."""
     offsets: tuple[int, ...] = ()
     wrap: bool = False
-    # Tables of `from_index`, as JSON: hashed, compared and guarded by torch.compile as one value.
-    key_index: str = ""
-    key_frame: str = ""
+    # Tables of `from_index` as JSON, which torch.compile hashes, compares and guards as one value.
+    key_index_json: str = ""
+    key_frame_json: str = ""
 
     def __post_init__(self) -> None:
         if not isinstance(self.kind, str) or self.kind not in _RULES:
@@ -51,16 +51,16 @@ class Mixing:
         object.__setattr__(self, "offsets", _as_offsets(self.offsets))
         used = {"adjacent": {"offsets", "wrap"}, "from_index": {"key_index", "key_frame"}}
         needed = {"adjacent": "offsets", "from_index": "key_index"}.get(self.kind)
-        for name in ("offsets", "wrap", "key_index", "key_frame"):
-            given = bool(getattr(self, name))
+        for field in ("offsets", "wrap", "key_index_json", "key_frame_json"):
+            given, name = bool(getattr(self, field)), _name(field)
             if given and name not in used.get(self.kind, ()):
                 raise ValueError(f"a {self.kind!r} mixing has no {name}")
             if not given and name == needed:
                 raise ValueError(f"{name} must not be empty in a mixing of kind {self.kind!r}")
         if self.kind == "spatial" and self.cross_frame_gain != 1.0:
             raise ValueError("a 'spatial' mixing has no cross_frame_gain: it has no other frames")
-        if self.key_index:
-            _check_tables(self.key_index, self.key_frame)
+        if self.key_index_json:
+            _check_tables(self.key_index_json, self.key_frame_json)
 
     @classmethod
     def paper(cls, *, cross_frame_gain: float = 1.0) -> Mixing:
@@ -69,7 +69,7 @@ class Mixing:
 
     @classmethod
     def released(cls, *, cross_frame_gain: float = 0.8) -> Mixing:
-        """All frames' prefix tokens, then patch p of frame ``p mod num_frames``.
+        """The prefix tokens of all frames, then patch p of frame ``p mod num_frames``.
 
         The keys of the authors' published implementation; logits of patches from another frame
         than the query's are multiplied by ``cross_frame_gain``. num_frames * num_prefix_tokens
@@ -79,7 +79,7 @@ class Mixing:
 
     @classmethod
     def spatial(cls) -> Mixing:
-        """A query's own frame; num_tokens keys. Plain ViT attention (paper, Eq. 3)."""
+        """The query's own frame; num_tokens keys. Plain ViT attention (paper, Eq. 3)."""
         return cls("spatial")
 
     @classmethod
@@ -90,10 +90,10 @@ class Mixing:
         wrap: bool = False,
         cross_frame_gain: float = 1.0,
     ) -> Mixing:
-        """Patch p of frame ``t + offsets[p mod len(offsets)]``, and the own prefix tokens.
+        """Patch p of frame ``t + offsets[p mod len(offsets)]``, and the frame's own prefix tokens.
 
-        Frames past the ends are clamped to the first and last one, or taken around the ends if
-        ``wrap``. num_tokens keys (paper, Figure 3, tokens from adjacent frames).
+        Frame numbers past the ends are clamped, or wrap around if ``wrap``. num_tokens keys
+        (paper, Figure 3, tokens from adjacent frames).
         """
         return cls("adjacent", cross_frame_gain, offsets=_as_offsets(offsets), wrap=bool(wrap))
 
@@ -117,18 +117,18 @@ class Mixing:
     ) -> Mixing:
         """Any keys: ``key_index`` holds flat indices ``frame * num_tokens + token``.
 
-        Shape [num_keys] or [1, num_keys] for one key set shared by all frames, or
-        [num_frames, num_keys] for one set a frame. ``key_frame``, of the same shape, is the frame
-        that a key counts as for the gain, -1 for never scaled; without it the frame follows from
-        the index, and prefix tokens get -1. Raises ValueError on other shapes or no keys.
+        Its shape is [num_keys] or [1, num_keys] for one key set shared by all frames, or
+        [num_frames, num_keys] for one set per frame. ``key_frame``, of the same shape, holds the
+        frame that a key counts as for the gain, or -1 to never scale it; by default this is the
+        frame of the index, and -1 for prefix tokens. Raises ValueError for other shapes or no keys.
         """
         frame = "" if key_frame is None else json.dumps(_as_table("key_frame", key_frame))
         index = json.dumps(_as_table("key_index", key_index))
-        return cls("from_index", cross_frame_gain, key_index=index, key_frame=frame)
+        return cls("from_index", cross_frame_gain, key_index_json=index, key_frame_json=frame)
 
     @classmethod
     def named(cls, mixing: Mixing | str) -> Mixing:
-        """The mixing itself, or the one that a name such as ``"released"`` stands for."""
+        """Returns a mixing unchanged, or the one with a name such as ``"released"``."""
         if isinstance(mixing, Mixing):
             return mixing
         if mixing in NAMES:
@@ -144,7 +144,7 @@ class Mixing:
         num_prefix_tokens: int = 1,
         device: torch.device | str | None = None,
     ) -> Plan:
-        """Compiles the mixing for one video layout; cached, so that asking again is free.
+        """Compiles the mixing for a video layout; cached.
 
         Raises ValueError unless num_frames >= 1 and num_tokens > num_prefix_tokens >= 0, or if an
         index of `from_index` lies outside the video.
@@ -157,44 +157,41 @@ class Mixing:
         return make(table, device)
 
     def to_json(self) -> str:
-        """The mixing as a JSON object: its kind, its gain, and what else its kind has."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        """Writes the mixing as a JSON object: kind, gain, and the parameters of its kind."""
+        values = {_name(f.name): getattr(self, f.name) for f in fields(self)}
         return json.dumps({k: v for k, v in values.items() if v or k == "cross_frame_gain"})
 
     @classmethod
     def from_json(cls, text: str) -> Mixing:
-        """The mixing that `to_json` wrote.
-
-        Raises ValueError if the text is not one.
-        """
+        """Reads the output of `to_json`; raises ValueError for any other text."""
         try:
             given = json.loads(text)
         except json.JSONDecodeError as error:
             raise ValueError(f"not a mixing in JSON: {text[:100]}") from error
         if not isinstance(given, dict) or "kind" not in given:
             raise ValueError(f"not a mixing in JSON (an object with 'kind'): {text[:100]}")
-        known = [f.name for f in fields(cls)]
+        known = {_name(f.name): f.name for f in fields(cls)}
         unknown = [name for name in given if name not in known]
         if unknown:
             raise ValueError(f"a mixing has no {unknown[0]!r}; it has {', '.join(known)}")
-        return cls(**given)
+        return cls(**{known[name]: value for name, value in given.items()})
 
     def __repr__(self) -> str:
         given: list[str] = []
         if self.kind == "adjacent":
             given += [repr(self.offsets)] + ["wrap=True"] * self.wrap
         if self.kind == "from_index":
-            given += [table for table in (self.key_index, self.key_frame) if table]
+            given += [table for table in (self.key_index_json, self.key_frame_json) if table]
         if self.cross_frame_gain != (0.8 if self.kind == "released" else 1.0):
             given += [f"cross_frame_gain={self.cross_frame_gain!r}"]
         return f"Mixing.{self.kind}({', '.join(given)})"
 
 
 NAMES = ("paper", "released", "spatial", "adjacent", "temporal", "joint")
-"""The mixings that a plain string can name, with their default parameters."""
+"""The mixings that can be given by name, with their default parameters."""
 
 
-# One object a name: code compiled for a layer then serves every layer of that mixing.
+# One object per name, so code compiled for one layer serves every layer with that mixing.
 @lru_cache
 def _named(name: str) -> Mixing:
     return getattr(Mixing, name)()
@@ -207,10 +204,10 @@ def plan_of(
     num_prefix_tokens: int,
     device: torch.device,
 ) -> Plan:
-    """`Mixing.plan`, for code that torch.compile traces."""
+    """Like `Mixing.plan`, for code that torch.compile traces."""
     if not torch.compiler.is_compiling():
         return Mixing.named(mixing).plan(num_frames, num_tokens, num_prefix_tokens, device)
-    # By value: a traced function may have made the mixing itself.
+    # By value, because the traced function may itself create the mixing.
     values: tuple[Any, ...] = (mixing,)
     if isinstance(mixing, Mixing):
         values = (
@@ -218,10 +215,10 @@ def plan_of(
             guarded(mixing.cross_frame_gain),
             tuple([guarded(offset) for offset in mixing.offsets]),
             mixing.wrap,
-            mixing.key_index,
-            mixing.key_frame,
+            mixing.key_index_json,
+            mixing.key_frame_json,
         )
-    # A plan is of one layout: sizes that the compiler made symbolic get their values back.
+    # A plan is for one layout, so sizes that the compiler made symbolic are specialised.
     t, s, p = [guarded(n) for n in (num_frames, num_tokens, num_prefix_tokens)]
     return _constant_plan(values, t, s, p, device)
 
@@ -264,7 +261,7 @@ def _joint(m: Mixing, t: int, s: int, p: int) -> tuple[Rows, list[list[int]]]:
 
 
 def _from_index(m: Mixing, t: int, s: int, p: int) -> tuple[Rows, list[list[int]]]:
-    index = json.loads(m.key_index)
+    index = json.loads(m.key_index_json)
     num_rows = len(index)
     if num_rows not in (1, t):
         raise ValueError(
@@ -301,8 +298,13 @@ def _table(mixing: Mixing, t: int, s: int, p: int) -> Table:
             f"num_tokens = {s}, num_prefix_tokens = {p}"
         )
     rows, index = _RULES[mixing.kind](mixing, t, s, p)
-    frame = json.loads(mixing.key_frame) if mixing.key_frame else None
+    frame = json.loads(mixing.key_frame_json) if mixing.key_frame_json else None
     return tabulate(mixing, mixing.cross_frame_gain, t, s, p, rows, index, frame)
+
+
+def _name(field: str) -> str:
+    """The name of a field of `Mixing` in JSON and in errors."""
+    return field.removesuffix("_json")
 
 
 def _as_gain(value: Any) -> float:
@@ -325,7 +327,7 @@ def _as_offsets(values: Any) -> tuple[int, ...]:
 
 
 def _as_table(name: str, values: Any) -> list[list[int]]:
-    """A table of integers [num_rows, num_keys]; ValueError if ``values`` is none."""
+    """Converts ``values`` to a table of integers [num_rows, num_keys], or raises ValueError."""
     wanted = f"{name} must be integers of shape [num_keys] or [num_frames, num_keys]"
     try:
         table = torch.as_tensor(values)
@@ -352,6 +354,6 @@ def _check_tables(key_index: str, key_frame: str) -> None:
             f"key_frame must have the shape of key_index, {list(index.shape)}, got "
             f"{list(frame.shape)}"
         )
-    # Not of a tensor, whose value torch.export does not know.
+    # The minimum of a tensor would be unknown to torch.export.
     if min(map(min, json.loads(key_index))) < 0:
         raise ValueError("key_index must not be negative: frame * num_tokens + token")

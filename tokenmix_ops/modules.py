@@ -1,110 +1,22 @@
-"""Token-mixing attention as a module: projections around the operator, only for tokens in use."""
+"""Token-mixing attention as a module, which projects only the tokens in use."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from tokenmix_ops.backends import check_name
 from tokenmix_ops.functional import attention_weights, token_mix_attention
 from tokenmix_ops.mixing import Mixing, plan_of
-from tokenmix_ops.torch_internals import is_plain_linear
+from tokenmix_ops.projections import PackedProjection, Projection
 
 Queries = Literal["all", "prefix"]
 
 
-class Projection(Protocol):
-    """How a module turns tokens into queries, keys and values."""
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """Attributes of the module that it uses."""
-        ...
-
-    def __call__(
-        self, module: nn.Module, tokens: Tensor, num_queries: int, selected: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Projects tokens [batch, num_frames, num_tokens, dim].
-
-        The query is of the first ``num_queries`` tokens of each frame. Key and value are of the
-        flat token indices ``selected``, [batch, num_keys, features], or of all tokens,
-        [batch, num_frames, num_tokens, features].
-        """
-        ...
-
-
-@dataclass(frozen=True)
-class PackedProjection:
-    """One child module whose output is query, key and value side by side."""
-
-    child: str = "qkv"
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        return (self.child,)
-
-    def __call__(
-        self, module: nn.Module, tokens: Tensor, num_queries: int, selected: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        qkv: Any = module.get_submodule(self.child)
-        all_queries = num_queries == tokens.shape[2]
-        if (all_queries and selected is None) or not is_plain_linear(qkv):
-            # A wrapped projection (LoRA, quantised, hooked) is called as it is, on all tokens.
-            query, key, value = qkv(tokens).chunk(3, dim=-1)
-            return query[:, :, :num_queries], key, value
-        return _packed(qkv.weight, qkv.bias, tokens, num_queries, selected)
-
-
-@dataclass(frozen=True)
-class PackedParameters:
-    """A weight [3 * dim, dim] and a bias of the module itself, as in nn.MultiheadAttention."""
-
-    weight: str = "in_proj_weight"
-    bias: str = "in_proj_bias"
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        return (self.weight, self.bias)
-
-    def __call__(
-        self, module: nn.Module, tokens: Tensor, num_queries: int, selected: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        weight, bias = getattr(module, self.weight), getattr(module, self.bias)
-        if num_queries == tokens.shape[2] and selected is None:
-            query, key, value = linear(tokens, weight, bias).chunk(3, dim=-1)
-            return query, key, value
-        return _packed(weight, bias, tokens, num_queries, selected)
-
-
-@dataclass(frozen=True)
-class SeparateProjections:
-    """Three child modules, of query, key and value."""
-
-    query: str = "q_proj"
-    key: str = "k_proj"
-    value: str = "v_proj"
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        return (self.query, self.key, self.value)
-
-    def __call__(
-        self, module: nn.Module, tokens: Tensor, num_queries: int, selected: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        sources = _sources(tokens, selected)
-        return (
-            module.get_submodule(self.query)(_leading(tokens, num_queries)),
-            module.get_submodule(self.key)(sources),
-            module.get_submodule(self.value)(sources),
-        )
-
-
 class TokenMixing(nn.Module):
-    """What all token-mixing attention layers share: the video's layout and the mixing.
+    """Base of all token-mixing attention layers: holds the video's layout and the mixing.
 
     Subclasses own the projections and call `attend`.
     """
@@ -143,12 +55,12 @@ class TokenMixing(nn.Module):
     def attend(
         self, tokens: Tensor, need_weights: bool = False, queries: Queries | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Mixed values [batch, num_frames, num_queries, num_heads * head_dim], heads merged.
+        """Returns the mixed values [batch, num_frames, num_queries, num_heads * head_dim].
 
         ``tokens``: [batch * num_frames, num_tokens, dim] or [batch, num_frames, num_tokens, dim].
-        ``queries``: which rows, for this call; None as the module was made.
-        The second result is the attention weights [batch, num_frames, num_heads, num_queries,
-        num_keys] if ``need_weights``.
+        ``queries``: which rows to compute; None keeps the module's own setting.
+        With ``need_weights`` the second result holds the attention weights [batch, num_frames,
+        num_heads, num_queries, num_keys].
         """
         tokens = self._as_video(tokens)
         num_tokens = tokens.shape[2]
@@ -177,7 +89,7 @@ class TokenMixing(nn.Module):
         return output.flatten(-2), weights
 
     def normalize_query_key(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        """Hook for layers that normalise each head's queries and keys."""
+        """Override to normalise each head's queries and keys."""
         return query, key
 
     def extra_repr(self) -> str:
@@ -209,22 +121,22 @@ class TokenMixAttention(TokenMixing):
     """Multi-head self-attention over a video in which every frame attends to mixed tokens.
 
     A drop-in for a ViT's attention layer: [batch * num_frames, num_tokens, dim] or [batch,
-    num_frames, num_tokens, dim] in, the same shape out, and no parameters but ``qkv`` and
-    ``proj``. Where the mixing shares its keys, only the selected tokens are projected to them.
-    Source: Token Mixing (AAAI 2023).
+    num_frames, num_tokens, dim] in, the same shape out, and no parameters besides ``qkv`` and
+    ``proj``. If all frames share one key set, only the selected tokens are projected to keys and
+    values. Source: Token Mixing (AAAI 2023).
 
     Args:
-        dim: features of a token, a multiple of ``num_heads``.
-        num_heads: attention heads.
-        num_frames: frames of a video; `set_num_frames` changes it later.
-        mixing: a `Mixing` or a name of one.
-        num_prefix_tokens: leading tokens of a frame that are not patches.
+        dim: number of features of a token, a multiple of ``num_heads``.
+        num_heads: number of attention heads.
+        num_frames: number of frames of a video; `set_num_frames` changes it later.
+        mixing: a `Mixing` or its name.
+        num_prefix_tokens: number of leading tokens of a frame that are not patches.
         qkv_bias, proj_bias: whether the projections have a bias.
-        queries: "prefix" computes only the prefix tokens' rows, for readers that use nothing else:
-            [..., num_prefix_tokens, dim] out.
-        backend: a backend's name, or None for the usual choice.
+        queries: "prefix" computes only the rows of the prefix tokens, [..., num_prefix_tokens,
+            dim], for models that read nothing else.
+        backend: name of a backend, or None for the automatic choice.
 
-    Raises ValueError on inconsistent sizes or unknown names.
+    Raises ValueError for inconsistent sizes or unknown names.
     """
 
     def __init__(
@@ -258,7 +170,7 @@ class TokenMixAttention(TokenMixing):
         self.proj = nn.Linear(dim, dim, bias=proj_bias, device=device, dtype=dtype)
 
     def forward(self, tokens: Tensor, need_weights: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        """Attention over the video; with ``need_weights`` also the maps of `attend`."""
+        """Attends over the video; with ``need_weights`` also returns the weights of `attend`."""
         if tokens.shape[-1] != self.dim:
             raise ValueError(
                 f"tokens must have dim = {self.dim} features, got {list(tokens.shape)}"
@@ -270,15 +182,15 @@ class TokenMixAttention(TokenMixing):
 
 
 def check_frames(num_frames: int) -> None:
-    """ValueError unless it is a number of frames."""
+    """Raises ValueError unless ``num_frames`` is a positive int."""
     if type(num_frames) is not int or num_frames < 1:
         raise ValueError(f"num_frames must be a whole number, at least 1, got {num_frames!r}")
 
 
 def set_num_frames(model: nn.Module, num_frames: int) -> nn.Module:
-    """Sets the frames of a video in every token-mixing layer of ``model``; returns the model.
+    """Sets num_frames in every token-mixing layer of ``model``; returns the model.
 
-    Raises ValueError if num_frames < 1 or no layer mixes.
+    Raises ValueError if num_frames < 1 or the model has no such layer.
     """
     check_frames(num_frames)
     layers = [module for module in model.modules() if isinstance(module, TokenMixing)]
@@ -287,24 +199,3 @@ def set_num_frames(model: nn.Module, num_frames: int) -> nn.Module:
     for layer in layers:
         layer.num_frames = num_frames
     return model
-
-
-def _packed(
-    weight: Tensor, bias: Tensor | None, tokens: Tensor, num_queries: int, selected: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    sizes = [weight.shape[0] // 3, weight.shape[0] // 3 * 2]
-    query_weight, key_value_weight = torch.split(weight, sizes)
-    query_bias, key_value_bias = (None, None) if bias is None else torch.split(bias, sizes)
-    query = linear(_leading(tokens, num_queries), query_weight, query_bias)
-    key, value = linear(_sources(tokens, selected), key_value_weight, key_value_bias).chunk(
-        2, dim=-1
-    )
-    return query, key, value
-
-
-def _leading(tokens: Tensor, num_queries: int) -> Tensor:
-    return tokens if num_queries == tokens.shape[2] else tokens[:, :, :num_queries]
-
-
-def _sources(tokens: Tensor, selected: Tensor | None) -> Tensor:
-    return tokens if selected is None else tokens.flatten(1, 2).index_select(1, selected)

@@ -1,8 +1,8 @@
-"""The operators that PyTorch knows: schemas, fake implementations, FLOP formulas, autograd.
+"""PyTorch operators: schemas, fake implementations, FLOP formulas, autograd.
 
-Each backend with kernels of its own has the same two, named after it: ``<backend>_fwd`` and
-``<backend>_bwd`` in ``torch.ops.tokenmix_ops``. They take a plan apart, because an operator takes
-tensors and numbers only; `attention` puts them together again under autograd.
+Each backend with its own kernels registers two operators, ``<backend>_fwd`` and ``<backend>_bwd``,
+in ``torch.ops.tokenmix_ops``. They take the fields of a plan one by one, because an operator
+accepts only tensors and numbers. `attention` joins the two under autograd.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ FORWARD = (
     f"(Tensor query, Tensor key, Tensor value, Tensor key_index, Tensor key_frame, {_PLAN}) -> "
     "(Tensor output, Tensor lse)"
 )
-"""output has the shape of query, contiguous; lse, float32 [batch, num_heads, num_frames,
-num_queries], is the logarithm to base 2 of the sum of each query's exponentiated logits."""
+"""output is contiguous and has the shape of query. lse, float32 [batch, num_heads, num_frames,
+num_queries], is the base-2 logarithm of the sum of each query's exponentiated logits."""
 BACKWARD = (
     "(Tensor output_grad, Tensor query, Tensor key, Tensor value, Tensor output, Tensor lse, "
     "Tensor key_index, Tensor key_frame, Tensor token_order, Tensor use_start, Tensor uses, "
     f"{_PLAN}) -> (Tensor query_grad, Tensor key_grad, Tensor value_grad)"
 )
-"""Gradients have the shapes of query, key and value; query_grad is contiguous, the others lie in
-memory as the key and value do, if these are dense. Tokens that no slot names get exact zeros."""
+"""Gradients have the shapes of query, key and value. query_grad is contiguous; the others have the
+strides of key and value if these are dense. Tokens that no slot names get exactly zero."""
 
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
@@ -43,9 +43,9 @@ def define(
     forward: Callable[..., Any] | None = None,
     backward: Callable[..., Any] | None = None,
 ) -> None:
-    """Defines a backend's two operators; ``forward`` and ``backward``, if given, compute them.
+    """Defines a backend's two operators, implemented by ``forward`` and ``backward`` if given.
 
-    A backend of compiled kernels registers its implementations itself.
+    A backend with compiled kernels registers its own implementations.
     """
     parts = (
         (f"{backend}_fwd", FORWARD, forward, _forward_fake, _forward_flops),
@@ -63,9 +63,9 @@ def define(
 def attention(
     backend: str, query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float
 ) -> Tensor:
-    """Token-mixing attention by a backend's operators, differentiable once.
+    """Computes token-mixing attention by a backend's operators; differentiable once.
 
-    Shapes as in `tokenmix_ops.token_mix_attention`, which has checked them.
+    Expects shapes that `tokenmix_ops.token_mix_attention` has validated.
     """
     gain = plan.cross_frame_gain if plan.scales_logits else 1.0
     numbers = (plan.num_tokens, plan.num_prefix_tokens, plan.num_full_tokens, gain, scale)
@@ -102,8 +102,8 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, output_grad: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             raise RuntimeError(
-                f"backend {ctx.backend!r} is differentiable once; where gradients are "
-                "differentiated again (create_graph=True), ask for backend='eager' inside "
+                f"backend {ctx.backend!r} supports first derivatives only; for higher ones "
+                "(create_graph=True), use backend='eager' inside "
                 "torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
             )
         grads = _operator(ctx.backend, "bwd")(output_grad, *ctx.saved_tensors, *ctx.numbers)
@@ -115,9 +115,9 @@ def _operator(backend: str, direction: str) -> Any:
 
 
 def empty_gradients(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Memory for the three gradients, as the backward operator's schema promises it."""
+    """Allocates the three gradients with the strides that `BACKWARD` promises."""
     key_grad, value_grad = torch.empty_like(key), torch.empty_like(value)
-    # Keys that overlap in memory are not dense, and what is like them may lie anyhow.
+    # If the elements of key overlap in memory, empty_like may choose any strides.
     if key_grad.stride(-1) != 1:
         key_grad = key.new_empty(key.shape)
     if value_grad.stride(-1) != 1:
@@ -126,7 +126,7 @@ def empty_gradients(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, 
 
 
 def empty_output(query: Tensor) -> tuple[Tensor, Tensor]:
-    """Memory for output and lse, as the forward operator's schema promises it."""
+    """Allocates output and lse as `FORWARD` promises them."""
     batch, num_frames, num_queries, num_heads, _ = query.shape
     lse = query.new_empty((batch, num_heads, num_frames, num_queries), dtype=torch.float32)
     return query.new_empty(query.shape), lse
@@ -143,7 +143,7 @@ def _backward_fake(
 
 
 def _products(query_shape: Any, key_index_shape: Any) -> int:
-    """Floating-point operations of one product of all queries with their keys."""
+    """FLOPs of one product of all queries with their keys."""
     batch, num_frames, num_queries, num_heads, head_dim = query_shape
     return 2 * batch * num_frames * num_queries * num_heads * head_dim * key_index_shape[1]
 
@@ -156,5 +156,5 @@ def _backward_flops(
     output_grad: Any, query: Any, key: Any, value: Any, output: Any, lse: Any, key_index: Any,
     *rest: Any, **_: Any
 ) -> int:  # fmt: skip
-    # The logits again, then one product for each of dV, dP, dQ and dK.
+    # Recomputes the logits, then one product each for dV, dP, dQ and dK.
     return 5 * _products(query, key_index)

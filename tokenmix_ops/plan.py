@@ -1,4 +1,4 @@
-"""Plans: tables of key slots, on a device, and what can be known of them beforehand."""
+"""Plans: tables of key slots on a device, and facts precomputed from them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 Rows = Literal["shared", "frame", "token"]
-"""What a row of key slots belongs to: the whole video, a query's frame, or a query's token."""
+"""What a row of key slots serves: the whole video, one query frame, or one query token."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +25,7 @@ class Plan:
     """
 
     mixing: Any
-    """The `Mixing` that it was compiled from."""
+    """The `Mixing` from which the plan was compiled."""
     num_frames: int
     num_tokens: int
     num_prefix_tokens: int
@@ -35,29 +35,29 @@ class Plan:
     key_frame: Tensor
     cross_frame_gain: float
     scales_logits: bool
-    """Whether any query meets a key whose logit the gain changes."""
+    """Whether the gain changes the logit of any query and key."""
     own_tokens: bool
-    """Whether every row names the tokens of its own group (video, frame or token), in order."""
+    """Whether every row lists the tokens of its own group (video, frame or token), in order."""
     num_full_tokens: int | None
-    """n if the keys follow the strided rule, so that nobody has to read the tables: the first n
-    tokens of every frame of the row's group, frame by frame, then of each later token n + i the
-    one in frame i mod (frames of the group). None if they do not."""
+    """n if the keys follow the strided rule, which makes the tables redundant: the first n tokens
+    of every frame of the row's group, frame by frame, then each later token n + i of frame
+    i mod (frames of the group). None if they do not."""
     is_cross_frame: Tensor
-    """bool, True where the gain applies: [num_frames, num_keys], of query frame t and slot j; or
-    [num_tokens, num_frames, num_keys], of query token s too, if the rows are of tokens."""
+    """bool, True where the gain applies: [num_frames, num_keys], indexed by query frame and slot;
+    if ``rows`` is "token", [num_tokens, num_frames, num_keys], indexed by query token first."""
     token_order: Tensor
-    """int32 [num_frames * num_tokens]: all tokens, those that the same rows use side by side and
-    the unused ones last; empty, like the next two, where no gradient needs the table."""
+    """int32 [num_frames * num_tokens]: all tokens, ordered so that those used by the same rows are
+    adjacent and unused ones come last. Empty, like the next two, if no gradient needs the table."""
     use_start: Tensor
-    """int32 [num_frames * num_tokens + 1]: where each token's part of ``uses`` begins and ends."""
+    """int32 [num_frames * num_tokens + 1]: start and end of each token's part of ``uses``."""
     uses: Tensor
-    """int32 [num_rows * num_keys]: flat slots ``row * num_keys + slot``, by token, then in order:
-    the inverse of ``key_index``."""
+    """int32 [num_rows * num_keys]: flat slots ``row * num_keys + slot``, sorted by token, then by
+    slot: the inverse of ``key_index``."""
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """A plan before it has a device."""
+    """A plan without a device."""
 
     key_index: list[list[int]]
     key_frame: list[list[int]]
@@ -74,10 +74,10 @@ def tabulate(
     index: list[list[int]],
     frame: list[list[int]] | None,
 ) -> Table:
-    """The table of a mixing's keys for t frames of s tokens, the first p of them prefix tokens.
+    """Tabulates a mixing's keys for t frames of s tokens, of which the first p are prefix tokens.
 
-    Without ``frame`` keys count as the frames they lie in, and prefix tokens as none. Raises
-    ValueError if ``frame`` names a frame that the video does not have.
+    Without ``frame``, a key counts as its own frame and a prefix token as -1. Raises ValueError if
+    ``frame`` names a frame outside the video.
     """
     if frame is None:
         frame = [[-1 if key % s < p else key // s for key in row] for row in index]
@@ -113,7 +113,7 @@ def _own_tokens(rows: Rows, t: int, s: int) -> list[list[int]]:
 def _num_full_tokens(
     index: list[list[int]], frame: list[list[int]], rows: Rows, t: int, s: int, p: int
 ) -> int | None:
-    """`Plan.num_full_tokens` of the tables; the counts leave one candidate to compare with."""
+    """`Plan.num_full_tokens` of the tables. Their sizes leave one candidate, compared here."""
     group = t if rows == "shared" else 1
     full, remainder = divmod(len(index[0]) - s, max(group - 1, 1))
     if rows == "token" or remainder or not 0 <= full <= s or (group == 1 and full):
@@ -146,9 +146,9 @@ def _inverse(table: Table) -> tuple[list[int], list[int], list[int]]:
 
 @lru_cache(maxsize=256)
 def on_device(table: Table, device: torch.device) -> Plan:
-    """The plan of a table, its tensors on a device."""
-    # Index tensors made in inference mode could not be saved for a later backward.
-    # Copies from the host are done when they return, so that any stream may use them.
+    """Builds the plan of a table with its tensors on a device."""
+    # Tensors created in inference mode could not be saved for a later backward.
+    # Copies from the host are synchronous, so any stream may use the result.
     with torch.inference_mode(False):
         key_index = torch.tensor(table.key_index, dtype=torch.int32)
         key_frame = torch.tensor(table.key_frame, dtype=torch.int32)

@@ -1,6 +1,6 @@
-"""The oracle: token-mixing attention as its definition reads, in plain PyTorch, at any precision.
+"""The oracle: token-mixing attention straight from its definition, in plain PyTorch, in any dtype.
 
-Slow and memory-hungry on purpose. Tests and benchmarks compare with it; no backend imports it.
+Deliberately slow and memory-hungry. Tests and benchmarks compare with it; no backend imports it.
 """
 
 from __future__ import annotations

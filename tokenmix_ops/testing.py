@@ -21,10 +21,10 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class Case:
-    """One call of the operator: a mixing, a shape, and how its tensors lie in memory.
+    """One call of the operator: a mixing, a shape, and the memory layout of its tensors.
 
     ``layout``: "packed" are views of one qkv projection, "padded" has gaps between tokens,
-    "heads_first" is [batch, num_heads, ...] in memory, "selected" passes the selected keys alone.
+    "heads_first" is [batch, num_heads, ...] in memory, "selected" passes only the selected keys.
     """
 
     mixing: Mixing
@@ -46,7 +46,7 @@ class Case:
     def inputs(
         self, dtype: torch.dtype, device: torch.device | str = "cpu", seed: int = 0
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """query, key and value for the case, standard normal, requiring gradients."""
+        """Returns query, key and value, drawn from a standard normal, which require gradients."""
         generator = torch.Generator().manual_seed(seed)
         shape = (self.batch, self.num_frames, self.num_tokens, self.num_heads, self.head_dim)
 
@@ -139,11 +139,11 @@ def _cases() -> list[Case]:
 
 
 CASES: list[Case] = _cases()
-"""Every mixing, and the shapes and layouts at which computations of it break."""
+"""Every mixing, and the shapes and layouts that tend to break implementations."""
 
 
 def max_error(actual: Tensor, exact: Tensor) -> float:
-    """Largest absolute difference to a float64 result; infinite where ``actual`` is NaN."""
+    """Largest absolute difference from a float64 result; infinite if ``actual`` holds a NaN."""
     difference = (actual.detach().to(exact) - exact.detach()).abs()
     return float(difference.nan_to_num(nan=float("inf")).amax()) if difference.numel() else 0.0
 
@@ -154,7 +154,7 @@ Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 def output_and_gradients(
     attention: Attention, inputs: tuple[Tensor, ...], output_grad: Tensor
 ) -> dict[str, Tensor]:
-    """The output of ``attention`` and the gradients of its three inputs, by name."""
+    """Returns the output of ``attention`` and the gradients of its three inputs, by name."""
     leaves = tuple(t.detach().requires_grad_() for t in inputs)
     output = attention(*leaves)
     grads = torch.autograd.grad(output, leaves, output_grad.to(output))

@@ -1,8 +1,8 @@
-"""How far from exact a result may be: derived from the arithmetic, never from one measured run.
+"""Error tolerances derived from the arithmetic, never from one measured run.
 
-Two independent checks against float64. No element may be further off than the roundings of its
-computation can add up to (`Budget.limit`), and the root mean square (RMS) of a tensor's errors may
-be at most twice plain PyTorch's (`rms_limit`).
+There are two independent checks against float64. The error of no element may exceed the sum that
+the roundings of its computation can reach (`Budget.limit`), and the root mean square (RMS) of a
+tensor's errors may be at most twice that of plain PyTorch (`rms_limit`).
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from torch import Tensor
 from tokenmix_ops.plan import Plan
 
 CONFIDENCE = 6.0
-"""Standard deviations that the roundings of a sum may add up to: one sum in 10^8 exceeds them."""
+"""Allowed error of a sum, in standard deviations of its roundings; one sum in 10^8 exceeds it."""
 
 MEAN_SQUARE = 0.18
-"""Average square of a relative rounding error, in squared unit roundoffs: a third for numbers just
-above a power of two, less and less towards the next, weighted as sizes of products are spread."""
+"""Mean square of a relative rounding error, in squared unit roundoffs: a third just above a power
+of two, decreasing towards the next, weighted by the distribution of the magnitudes of products."""
 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """What a computation may round, besides sums and products in float32 (float64 for float64).
+    """What a computation may round besides sums and products in float32 (float64 for float64).
 
-    A fused one stores, in the dtype of its inputs, the softmax weights and the gradients of the
-    logits that enter a product, and its results. One that is ``composed`` of PyTorch's operators
-    also stores keys that carry the gain and each row's part of a key's or value's gradient.
+    A fused computation rounds to the dtype of its inputs its results, and the softmax weights and
+    logit gradients that enter a product. One ``composed`` of PyTorch operators also rounds keys
+    that carry the gain, and each row's part of a key or value gradient.
 
     Args:
-        composed: whether such intermediate tensors exist.
+        composed: whether these extra intermediate tensors exist.
         exponential_ulp: largest error of the exponential, in units in the last place of the sums'
-            dtype: 2 is what NVIDIA states for ``ex2.approx.f32``.
+            dtype. NVIDIA states 2 for ``ex2.approx.f32``.
     """
 
     composed: bool = False
@@ -47,7 +47,7 @@ FUSED = Arithmetic()
 
 @dataclass(frozen=True)
 class Budget:
-    """The exact value of a tensor, float64, and what roundings may do to it.
+    """The exact float64 value of a tensor, and how much rounding may change it.
 
     ``limit`` is the largest error of each element, ``mean_square`` the average squared error of
     the tensor if roundings are independent and uniform.
@@ -59,7 +59,7 @@ class Budget:
 
 
 def rms_error(actual: Tensor, exact: Tensor) -> float:
-    """Root mean square difference to a float64 result; infinite if ``actual`` holds a NaN."""
+    """Root mean square difference from a float64 result; infinite if ``actual`` holds a NaN."""
     if not exact.numel():
         return 0.0
     mean_square = float((actual.detach().to(exact) - exact.detach()).square().mean())
@@ -67,10 +67,10 @@ def rms_error(actual: Tensor, exact: Tensor) -> float:
 
 
 def rms_limit(exact: Tensor, plain: Tensor, mean_square: float = 0.0) -> float:
-    """Largest RMS error allowed: twice that of plain PyTorch in the same dtype.
+    """Largest RMS error allowed: twice that of ``plain``, PyTorch's result in the same dtype.
 
-    Where ``plain``, PyTorch's result, was luckier than that, roundings of average luck count
-    instead: `Budget.mean_square`, or one rounding of the result.
+    If ``plain`` happens to be more accurate than average rounding, the expected error counts
+    instead: `Budget.mean_square`, or that of one rounding of the result.
     """
     rounding = torch.finfo(plain.dtype).eps / 2
     mean = float(exact.detach().square().mean()) if exact.numel() else 0.0
@@ -79,7 +79,7 @@ def rms_limit(exact: Tensor, plain: Tensor, mean_square: float = 0.0) -> float:
 
 
 def growth(terms: int) -> float:
-    """Roundings of its own size that the error of a sum may amount to, in any order of adding.
+    """Bound on the error of a sum of ``terms`` numbers, in roundings of its size, in any order.
 
     Source: Higham and Mary, "A New Approach to Probabilistic Rounding Error Analysis", SIAM J. Sci.
     Comput. 41 (2019).
@@ -98,13 +98,13 @@ def error_budget(
 ) -> dict[str, Budget]:
     """Budgets of "output", "query gradient", "key gradient" and "value gradient".
 
-    Holds for inputs whose products neither overflow nor underflow the dtype of the sums.
+    Valid for inputs whose products neither overflow nor underflow the dtype of the sums.
 
     Args:
         query, output_grad: [batch, num_frames, num_queries, num_heads, head_dim].
         key, value: [batch, num_frames, num_tokens, num_heads, head_dim], or the selected ones as
             [batch, num_keys, num_heads, head_dim].
-        plan: of the call, on the device of the tensors.
+        plan: plan of the call, on the device of the tensors.
         scale: factor of the logits, head_dim**-0.5 unless given.
         arithmetic: what the computation may round.
     """
@@ -115,7 +115,7 @@ def error_budget(
         index = torch.arange(plan.num_keys, device=key.device)[None]
     queries, grads = query.detach().double(), output_grad.detach().double()
     keys, values = (t.detach().double().reshape(len(t), -1, *t.shape[-2:]) for t in (key, value))
-    # How many rows, at most, name a token: each adds to its gradient.
+    # Maximum number of rows that name one token; each contributes to its gradient.
     uses = int(torch.bincount(index.flatten(), minlength=1).amax())
     if plan.rows == "shared":
         uses *= plan.num_frames
@@ -131,12 +131,12 @@ def error_budget(
             total.set(place, part)
         for total, part in zip((key_grad, value_grad), results[2:], strict=True):
             if arithmetic.composed:
-                # Stored, then added up in the same dtype, with a rounding for every row.
+                # Stored, then summed in the same dtype, with one rounding per row.
                 limit = part.limit + growth(uses) * rounding.stored * part.exact.abs()
                 part = rounding.store(_Tracked(part.exact, limit, part.variance))
             total.add_rows(index[row], part)
     for total in (key_grad, value_grad):
-        # Sums over rows: of parts of one sign, the squares of partial sums add up to a third.
+        # Sums over rows: for terms of one sign, the squared partial sums add up to a third.
         total.variance.add_(MEAN_SQUARE * rounding.summed**2 * uses / 3 * total.exact.square())
     names = ("output", "query gradient", "key gradient", "value gradient")
     found = (output, query_grad, rounding.store(key_grad), rounding.store(value_grad))
@@ -148,7 +148,7 @@ def error_budget(
 
 
 def _groups(plan: Plan, num_queries: int) -> Iterator[tuple[tuple[slice | int, ...], int, Tensor]]:
-    """Where the queries that go together are, their row of keys, and the gain of each logit."""
+    """Yields the index of each group of queries, its row of keys, and the gain of each logit."""
     every = slice(None)
     for i in range(num_queries if plan.rows == "token" else plan.num_frames):
         cross = plan.is_cross_frame[i]
@@ -159,7 +159,7 @@ def _groups(plan: Plan, num_queries: int) -> Iterator[tuple[tuple[slice | int, .
 
 @dataclass(frozen=True)
 class _Tracked:
-    """A float64 tensor, and of the computation of it the largest errors and their variances."""
+    """A float64 tensor with the largest errors of its computation and their variances."""
 
     exact: Tensor
     limit: Tensor
@@ -176,7 +176,7 @@ class _Tracked:
     def add_rows(self, rows: Tensor, part: _Tracked) -> None:
         self.exact.index_add_(1, rows, part.exact)
         self.limit.index_add_(1, rows, part.limit)
-        # A token in several slots of one row has the same errors in each: they add up in full.
+        # The errors of a token are the same in all slots of a row, so they add up linearly.
         deviation = torch.zeros_like(self.variance).index_add_(1, rows, part.variance.sqrt())
         self.variance.add_(deviation.square())
 
@@ -187,8 +187,8 @@ class _Tracked:
 
 @dataclass(frozen=True)
 class _Rounding:
-    """Relative errors: of storing, of one step of a sum, of the exponential; and the smallest
-    numbers that have no larger ones."""
+    """Relative errors of storing, of one step of a sum and of the exponential, and the absolute
+    errors of storing and of the exponential near underflow."""
 
     stored: float
     stored_underflow: float
@@ -208,7 +208,7 @@ class _Rounding:
         )
 
     def store(self, x: _Tracked) -> _Tracked:
-        """After a rounding to the dtype of the inputs. What is surely zero stays zero."""
+        """Rounds to the dtype of the inputs. Exact zeros stay zero."""
         inexact = (x.limit > 0) | (x.exact != 0)
         limit = x.limit + self.stored * (x.exact.abs() + x.limit) + self.stored_underflow * inexact
         variance = MEAN_SQUARE * self.stored**2 * x.exact.square()
@@ -219,14 +219,14 @@ class _Rounding:
 
 @dataclass(frozen=True)
 class _Sums:
-    """The formulas of attention and of its gradients, with their roundings.
+    """The formulas of attention and of its gradients, with their rounding errors.
 
-    A variance counts each rounding as independent, and the partial sums as a random walk. In
-    equations b is the batch, n the queries, m the keys, h the heads and d head_dim.
+    Variances assume independent roundings and partial sums that are random walks. In equations, b
+    is the batch, n the queries, m the keys, h the heads and d head_dim.
 
     Args:
         gained: relative error of storing keys that carry the gain.
-        num_uses: queries that add to the gradient of one key.
+        num_uses: number of queries that contribute to the gradient of one key.
     """
 
     rounding: _Rounding
@@ -236,9 +236,9 @@ class _Sums:
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, do: Tensor, factor: Tensor
     ) -> tuple[_Tracked, _Tracked, _Tracked, _Tracked]:
-        """Output, and gradients of q, k and v; those of k and v are not stored yet.
+        """Returns the output and the gradients of q, k and v; those of k and v are not stored yet.
 
-        ``q``, ``do`` [b, n, h, d]; ``k``, ``v`` [b, m, h, d]; ``factor`` [n or 1, m] is of logits.
+        ``q``, ``do`` [b, n, h, d]; ``k``, ``v`` [b, m, h, d]; ``factor`` [n or 1, m] scales logits.
         """
         store = self.rounding.store
         head_dim, num_keys = q.shape[-1], k.shape[1]
@@ -259,13 +259,13 @@ class _Sums:
         return output, store(query_grad), key_grad, value_grad
 
     def mean_square(self, terms: int, stored: float = 0.0) -> float:
-        """Of a sum's relative error; half of its roundings count, as those of a random walk do."""
+        """Mean square of a sum's relative error; as in a random walk, half its roundings count."""
         return MEAN_SQUARE * (self.rounding.summed**2 * terms / 2 + stored**2)
 
     def product(
         self, equation: str, x: _Tracked, y: Tensor, terms: int, y_error: float = 0.0
     ) -> _Tracked:
-        """Sums of so many products; ``y_error`` is the relative error of the elements of ``y``."""
+        """Sums of ``terms`` products; ``y_error`` is the relative error of ``y``, element-wise."""
         unit = self.rounding.summed
 
         def sums(left: Tensor, right: Tensor) -> Tensor:
@@ -279,7 +279,7 @@ class _Sums:
         )
 
     def times(self, x: _Tracked, factor: Tensor) -> _Tracked:
-        """Products with exact factors; two roundings, since a factor may be made of two."""
+        """Multiplies by exact factors; two roundings, because a factor may itself be a product."""
         unit = 2 * self.rounding.summed
         exact = x.exact * factor
         limit = x.limit * factor.abs() + unit * exact.abs()
@@ -288,9 +288,9 @@ class _Sums:
         )
 
     def softmax(self, logits: _Tracked) -> _Tracked:
-        """Over the last dimension; the largest logit, or the logarithm of the sum, is subtracted.
+        """Softmax over the last dimension, computed after subtracting the largest logit or lse.
 
-        A relative error of a weight is the absolute one of its logit.
+        The relative error of a weight is the absolute error of its logit.
         """
         unit, exponential = self.rounding.summed, self.rounding.exponential
         weights = logits.exact.softmax(-1)
@@ -299,7 +299,7 @@ class _Sums:
         own = logits.limit + unit * (logits.exact.abs() + largest) + exponential
         total = unit * (growth(num_keys) + 3 + largest + math.log(num_keys))
         shared = (weights * own).sum(-1, keepdim=True) + total
-        # The exponential as a float64 number must not overflow; a weight is at most 1 off anyway.
+        # Keeps expm1 from overflowing in float64; the error of a weight is at most 1 anyway.
         growth_of = torch.expm1((own + shared).clamp_max(100.0))
         limit = weights * growth_of + self.rounding.exponential_underflow * (1 + growth_of)
         relative = logits.variance + self.mean_square(2) * logits.exact.square()
@@ -312,7 +312,7 @@ class _Sums:
         )
 
     def of_softmax(self, weights: _Tracked, slopes: _Tracked, delta: _Tracked) -> _Tracked:
-        """Gradients of the logits, weights * (slopes - delta)."""
+        """Gradients of the logits: weights * (slopes - delta)."""
         unit = self.rounding.summed
         difference = slopes.exact - delta.exact.unsqueeze(-1)
         sizes = slopes.exact.abs() + delta.exact.abs().unsqueeze(-1)

@@ -1,11 +1,12 @@
-"""Every private name of PyTorch that the attention core needs, once.
+"""Every private PyTorch name that the attention core uses, each in one place.
 
-docs/interfaces.md says which test notices when one of them changes.
+A test in tests/test_torch_internals.py fails when one of them changes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache, wraps
 from typing import Any, TypeVar
 
 import torch
@@ -26,21 +27,36 @@ HOOKS = (
     "_backward_pre_hooks",
     "_is_full_backward_hook",
 )
-"""What a module keeps of the hooks on its calls."""
+"""Attributes in which a module stores the hooks on its calls."""
 
 
 def constant(function: F) -> F:
-    """Marks a function of plain values whose result torch.compile may take as a constant.
+    """Marks a function of plain values whose result torch.compile may treat as a constant.
 
-    What torch.compiler.assume_constant_result does, without importing the compiler for it, which
+    Does the same as torch.compiler.assume_constant_result without importing the compiler, which
     would double the time of ``import tokenmix_ops``.
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
 
 
+def cached_constant(function: F) -> F:
+    """Marks a function as `constant` and caches its results; ``cache_clear`` drops them.
+
+    ``constant(lru_cache(function))`` would not work: torch.compile traces into a cached function.
+    """
+    cached = lru_cache(function)
+
+    @wraps(function)
+    def remembered(*arguments: Any) -> Any:
+        return cached(*arguments)
+
+    remembered.cache_clear = cached.cache_clear  # type: ignore[attr-defined]
+    return constant(remembered)  # type: ignore[return-value]
+
+
 def guarded(number: Number) -> Number:
-    """The number itself, also where the compiler made it symbolic: the graph is for this value."""
+    """Returns a plain number. If torch.compile made it symbolic, specialises the graph to it."""
     if not torch.compiler.is_compiling():
         return number
     from torch.fx.experimental.symbolic_shapes import guard_scalar
@@ -49,30 +65,30 @@ def guarded(number: Number) -> Number:
 
 
 def in_transform() -> bool:
-    """Whether a transform of torch.func runs."""
+    """Whether a transform of torch.func is active."""
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def in_trace_or_transform() -> bool:
-    """Whether a tensor made now belongs to a trace or a transform, and must not be kept."""
+    """Whether a tensor created now belongs to a trace or a transform, and must not be cached."""
     return _get_current_dispatch_mode() is not None or in_transform()
 
 
 def is_batched(tensor: Tensor) -> bool:
-    """Whether a tensor is one of vmap's, whose strides are those of no tensor in memory."""
+    """Whether a tensor is batched by vmap, so that its strides do not describe memory."""
     return torch._C._functorch.is_batchedtensor(tensor)
 
 
 def have_tangent(*tensors: Tensor) -> bool:
-    """Whether forward-mode derivatives are asked for of a tensor."""
-    # Inside a level of forward-mode derivatives alone can a tensor have a tangent.
+    """Whether any of the tensors has a forward-mode tangent."""
+    # A tensor can only have a tangent inside a forward-mode level.
     return forward_ad._current_level >= 0 and any(
         forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors
     )
 
 
 def is_plain_linear(module: Any) -> bool:
-    """Whether reading the weight gives what calling the module would."""
+    """Whether using the weight directly is equivalent to calling the module."""
     hooks = (
         module._forward_hooks,
         module._forward_pre_hooks,
@@ -92,13 +108,13 @@ def is_plain_linear(module: Any) -> bool:
 
 
 def parts(module: nn.Module) -> tuple[dict[str, Any], ...]:
-    """The children, parameters and buffers of a module itself, those that are None too."""
+    """Returns a module's own children, parameters and buffers, including those that are None."""
     return module._modules, module._parameters, module._buffers
 
 
 def follow(module: nn.Module, original: nn.Module) -> None:
-    """Has the hooks on ``original`` fire for ``module``, also those to come, and the state dict
-    leave out what it leaves out there."""
+    """Shares the hooks of ``original``, current and future, with ``module``, and copies which
+    buffers are left out of the state dict."""
     for name in HOOKS:
         vars(module)[name] = vars(original)[name]
     module._non_persistent_buffers_set = set(original._non_persistent_buffers_set)

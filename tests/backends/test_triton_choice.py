@@ -42,7 +42,7 @@ def test_the_interpreter_runs_only_when_asked_for(ran):
     inputs = case.inputs(torch.float32)
     assert str(tm.explain(*inputs, case.mixing)) == (
         "eager: used, the fastest known\n"
-        "triton: not used: slow under Triton's interpreter; ask for it by name"
+        "triton: not used: slow under Triton's interpreter; request it by name"
     )
     compute(case)(*inputs)
     assert ran == []
@@ -58,7 +58,7 @@ def test_a_gpu_without_measurements_takes_eager(explained):
     assert str(explained()) == (
         "eager: used, the fastest known\n"
         "triton: not used: not measured to be the fastest for torch.float16 and head_dim 64 on "
-        "sm_90; ask for it by name"
+        "sm_90; request it by name"
     )
 
 
@@ -82,11 +82,11 @@ def test_a_measured_gpu_takes_triton_for_what_was_measured(explained, dtype, hea
 REFUSALS = {
     "float64": (
         dict(dtype=torch.float64),
-        "computes float16, bfloat16 and float32, not torch.float64",
+        "supports float16, bfloat16 and float32, got torch.float64",
     ),
     "temporal": (
         dict(mixing="temporal"),
-        "not for mixings whose keys depend on the query's token",
+        "does not support mixings whose keys depend on the query's token",
     ),
     "head_dim": (dict(head_dim=257), "head_dim is at most 256, got 257"),
     "device": (dict(device="cpu"), "needs tensors on a CUDA GPU, got cpu"),

@@ -621,7 +621,7 @@ def test_a_layer_that_was_split_for_lora_keeps_no_packed_copy_and_is_not_put_bac
     assert packed() is None
     attention = [layer.self_attn for layer in layers]
     for change in (unmix_tokens, mix_tokens):
-        with pytest.raises(ValueError, match="BlipAttention cannot be put back: its 'qkv' was"):
+        with pytest.raises(ValueError, match="BlipAttention cannot be restored: its 'qkv' was"):
             change(
                 captioner.encoder.vision_model,
                 **({"layers": "all"} if change is mix_tokens else {}),

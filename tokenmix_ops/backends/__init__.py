@@ -1,10 +1,7 @@
-"""The ways of computing token-mixing attention, and which of them a call uses.
+"""The backends, and the choice among them for each call.
 
-A backend is a module with ``name``, ``unavailable()``, ``unsupported(query, key, value, plan)``,
-``not_preferred(query, key, value, plan)`` and ``token_mix_attention(query, key, value, plan,
-scale)``. Importing one needs nothing but PyTorch:
-what else it stands on (a compiler, a GPU, a built library) it looks for when asked, and says what
-is missing.
+A backend is a module that implements `Backend`. Importing one requires only PyTorch; it looks for
+anything else (a compiler, a GPU, a built library) when called, and reports what is missing.
 """
 
 from __future__ import annotations
@@ -41,12 +38,12 @@ class Backend(Protocol):
 
 
 BACKENDS: dict[str, Backend] = {module.name: cast(Backend, module) for module in (triton, eager)}
-"""From the fastest to the one that always works: the order of the automatic choice."""
+"""In the order of the automatic choice: the fastest first, the one that always works last."""
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """Which backend is used, why, and why each other one is not."""
+    """Which backend is used, why, and why each of the others is not."""
 
     backend: str
     because: str
@@ -69,8 +66,8 @@ _requests = _Requests()
 def use_backend(name: str) -> Iterator[None]:
     """Requests a backend for all calls of this thread inside the ``with`` block.
 
-    An argument ``backend=`` overrides it; it overrides the environment variable TOKENMIX_BACKEND.
-    Raises ValueError if no backend has that name. Whether it can serve a call shows at the call.
+    It overrides the environment variable TOKENMIX_BACKEND; an argument ``backend=`` overrides both.
+    Raises ValueError if no backend has that name. Each call checks whether the backend supports it.
     """
     check_name(name)
     previous = _requests.stack
@@ -82,17 +79,17 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def available() -> list[str]:
-    """Names of the backends that this machine can run, the preferred one first."""
+    """Names of the backends that can run on this machine, the preferred one first."""
     return [name for name in BACKENDS if BACKENDS[name].unavailable() is None]
 
 
 def select(
     query: Tensor, key: Tensor, value: Tensor, plan: Plan, requested: str | None = None
 ) -> Backend:
-    """The backend for a call: the requested one, else the first that can and is known to pay.
+    """Returns the requested backend, or else the first that supports the call and is worth using.
 
-    Raises ValueError for an unknown name, RuntimeError if the requested one cannot compute the
-    call; a request is never replaced by another backend in silence.
+    Raises ValueError for an unknown name, RuntimeError if the requested backend cannot compute the
+    call. Never falls back silently from an explicit request.
     """
     requested, source = _request(requested)
     if requested is None:
@@ -115,7 +112,7 @@ def select(
 def explain(
     query: Tensor, key: Tensor, value: Tensor, plan: Plan, requested: str | None = None
 ) -> Explanation:
-    """What `select` would answer, and why each other backend would not run."""
+    """Says which backend `select` would return, and why not the others."""
     chosen = select(query, key, value, plan, requested).name
     requested, source = _request(requested)
     because = "the fastest known" if requested is None else f"requested by {source}"
@@ -128,12 +125,12 @@ def explain(
 
 
 def machine_report() -> dict[str, str | None]:
-    """Each backend's reason for not running on this machine, None if it can."""
+    """Returns why each backend cannot run on this machine, or None if it can."""
     return {name: BACKENDS[name].unavailable() for name in BACKENDS}
 
 
 def _request(argument: str | None) -> tuple[str | None, str]:
-    """The requested backend's name and what asked for it."""
+    """Returns the name of the requested backend and the source of the request."""
     if argument is not None:
         name, source = argument, "argument backend"
     elif _requests.stack:
@@ -147,7 +144,7 @@ def _request(argument: str | None) -> tuple[str | None, str]:
 
 
 def check_name(name: str, source: str = "use_backend") -> None:
-    """ValueError unless a backend has that name; ``source`` is who asked for it."""
+    """Raises ValueError, naming the ``source`` of the request, unless a backend has that name."""
     if name not in BACKENDS:
         raise ValueError(
             f"unknown backend {name!r} ({source}); known: {', '.join(map(repr, BACKENDS))}"
@@ -160,6 +157,6 @@ def _refusal(name: str, query: Tensor, key: Tensor, value: Tensor, plan: Plan) -
 
 
 def _passed_over(name: str, query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> str | None:
-    """Why the automatic choice does not take a backend; None if it may."""
+    """Why the automatic choice skips a backend; None if it may use it."""
     refusal = _refusal(name, query, key, value, plan)
     return refusal or BACKENDS[name].not_preferred(query, key, value, plan)

@@ -1,8 +1,8 @@
 """Token-mixing attention in plain PyTorch: select the keys, then scaled_dot_product_attention.
 
-Runs wherever PyTorch does, with whatever transforms its own attention allows. Queries of all frames
-that share a key set go through attention together, so keys are repeated only where the mixing or
-the gain gives each frame its own.
+Runs wherever PyTorch does and supports the same transforms as PyTorch's own attention. Queries of
+all frames that share a key set are batched, so keys are copied per frame only if the mixing or the
+gain requires it.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ def unsupported(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> str | 
 
 
 def not_preferred(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> str | None:
-    """Why the automatic choice passes over the backend for a call that it can compute."""
+    """Why the automatic choice skips the backend for a call that it can compute; None if not."""
     return None
 
 
 def token_mix_attention(
     query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float
 ) -> Tensor:
-    """Shapes as in `tokenmix_ops.token_mix_attention`, which has checked them."""
+    """Expects arguments that `tokenmix_ops.token_mix_attention` has validated."""
     if plan.rows == "token" and plan.scales_logits:
-        # Here each query of a row meets another gain: no key set can carry it into the attention.
+        # The gain differs between queries of a row, so it cannot be folded into the keys.
         num_queries = query.shape[2]
         weights = _weights(query, key, plan, scale)
         mixed = torch.einsum(
@@ -48,7 +48,7 @@ def token_mix_attention(
     values = _select(value, plan, query.shape[2])
     rows = plan.rows
     if plan.scales_logits:
-        # The gain of (query frame, key) moves into a copy of the keys for each query frame.
+        # Folds the gain of (query frame, key) into one copy of the keys per query frame.
         rows = "frame"
         gained = keys * plan.cross_frame_gain
         keys = torch.where(plan.is_cross_frame[..., None, None], gained, keys)
@@ -96,26 +96,26 @@ def _weights(query: Tensor, key: Tensor, plan: Plan, scale: float) -> Tensor:
 
 
 def _group(tokens: Tensor, rows: Rows) -> Tensor:
-    """[batch, num_frames, num_tokens, ...] to [batch, num_rows, tokens of a row, ...]."""
+    """Maps [batch, num_frames, num_tokens, ...] to [batch, num_rows, tokens per row, ...]."""
     if rows == "shared":
         return tokens.flatten(1, 2).unsqueeze(1)
     return tokens if rows == "frame" else tokens.transpose(1, 2)
 
 
 def _ungroup(grouped: Tensor, rows: Rows, query: Tensor) -> Tensor:
-    """The inverse of `_group`, to the shape of ``query``."""
+    """Inverts `_group`, restoring the shape of ``query``."""
     if rows == "shared":
         return grouped.squeeze(1).unflatten(1, query.shape[1:3])
     return grouped if rows == "frame" else grouped.transpose(1, 2)
 
 
 def _select(tokens: Tensor, plan: Plan, num_queries: int) -> Tensor:
-    """The plan's keys [batch, num_rows, num_keys, num_heads, head_dim]; views where they can be."""
+    """Selects the keys [batch, num_rows, num_keys, num_heads, head_dim], as views if possible."""
     if tokens.dim() == 4:
         return tokens.unsqueeze(1)
     by_token = plan.rows == "token"
     if plan.own_tokens:
         grouped = _group(tokens, plan.rows)
         return grouped[:, :num_queries] if by_token else grouped
-    # Indexing reads rows where they lie; index_select would first make views contiguous.
+    # Indexing reads strided rows directly; index_select would first make the view contiguous.
     return tokens.flatten(1, 2)[:, plan.key_index[:num_queries] if by_token else plan.key_index]

@@ -1,14 +1,13 @@
 """Token-mixing attention by fused Triton kernels, forward and backward.
 
-They read keys and values where a plan says they are, in the caller's own layout, and never hold the
-mixed tensors. On CUDA GPUs; on CPU tensors only under Triton's interpreter (TRITON_INTERPRET=1),
-for trying and testing.
+The kernels read keys and values in place, in the caller's layout, and never materialise the mixed
+tensors. They run on CUDA GPUs; on CPU tensors only under Triton's interpreter (TRITON_INTERPRET=1),
+for experiments and tests.
 """
 
 from __future__ import annotations
 
 import os
-from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -17,22 +16,16 @@ from torch import Tensor
 
 from tokenmix_ops import ops
 from tokenmix_ops.plan import Plan
-from tokenmix_ops.torch_internals import constant, guarded, have_tangent, in_transform
+from tokenmix_ops.torch_internals import cached_constant, guarded, have_tangent, in_transform
 
 name = "triton"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_HEAD_DIM = 256
 
 
-@constant
+@cached_constant
 def unavailable() -> str | None:
     """Why this machine cannot run the backend; None if it can."""
-    return _missing()
-
-
-# Asked at every call, and the answers do not change.
-@lru_cache
-def _missing() -> str | None:
     if find_spec("triton") is None:
         return "Triton is not installed; pip install 'tokenmix_ops[triton]'"
     if not interpreted() and not torch.cuda.is_available():
@@ -40,23 +33,18 @@ def _missing() -> str | None:
     return None
 
 
-@constant
+@cached_constant
 def interpreted() -> bool:
-    """Whether Triton's interpreter stands in for its compiler in this process."""
-    return _interpreted()
-
-
-@lru_cache
-def _interpreted() -> bool:
+    """Whether this process runs kernels in Triton's interpreter instead of compiling them."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 
 def unsupported(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> str | None:
     """Why the backend cannot compute this call; None if it can."""
     if query.dtype not in DTYPES:
-        return f"computes float16, bfloat16 and float32, not {query.dtype}"
+        return f"supports float16, bfloat16 and float32, got {query.dtype}"
     if plan.rows == "token":
-        return "not for mixings whose keys depend on the query's token"
+        return "does not support mixings whose keys depend on the query's token"
     if query.shape[-1] > MAX_HEAD_DIM:
         return f"head_dim is at most {MAX_HEAD_DIM}, got {query.shape[-1]}"
     if query.device.type != ("cpu" if interpreted() else "cuda"):
@@ -65,19 +53,14 @@ def unsupported(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> str | 
     if query.device.type == "cuda" and (old := _too_old(query.device)):
         return old
     if not torch.compiler.is_compiling() and in_transform():
-        return "has no rules for the transforms of torch.func"
+        return "does not support torch.func transforms"
     if have_tangent(query, key, value):
-        return "has no forward-mode derivatives"
+        return "does not support forward-mode derivatives"
     return None
 
 
-@constant
+@cached_constant
 def _too_old(device: torch.device) -> str | None:
-    return _capability_reason(device)
-
-
-@lru_cache
-def _capability_reason(device: torch.device) -> str | None:
     capability = torch.cuda.get_device_capability(device)
     if capability >= (8, 0):
         return None
@@ -85,19 +68,14 @@ def _capability_reason(device: torch.device) -> str | None:
 
 
 def not_preferred(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> str | None:
-    """Why the automatic choice passes over the backend for a call that it can compute."""
-    return _reason_of(query.device, query.dtype, guarded(query.shape[-1]))
+    """Why the automatic choice skips the backend for a call that it can compute; None if not."""
+    return _unmeasured(query.device, query.dtype, guarded(query.shape[-1]))
 
 
-@constant
-def _reason_of(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
-    return _unmeasured(device, dtype, head_dim)
-
-
-@lru_cache
+@cached_constant
 def _unmeasured(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
     if interpreted():
-        return "slow under Triton's interpreter; ask for it by name"
+        return "slow under Triton's interpreter; request it by name"
     from tokenmix_ops.backends.triton import launch
 
     architecture, bits = launch.architecture(device), 8 * dtype.itemsize
@@ -105,14 +83,14 @@ def _unmeasured(device: torch.device, dtype: torch.dtype, head_dim: int) -> str 
         return None
     return (
         f"not measured to be the fastest for {dtype} and head_dim {head_dim} on "
-        f"{architecture.name}; ask for it by name"
+        f"{architecture.name}; request it by name"
     )
 
 
 def token_mix_attention(
     query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float
 ) -> Tensor:
-    """Shapes as in `tokenmix_ops.token_mix_attention`, which has checked them."""
+    """Expects arguments that `tokenmix_ops.token_mix_attention` has validated."""
     return ops.attention(name, query, key, value, plan, scale)
 
 

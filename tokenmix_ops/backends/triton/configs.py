@@ -1,4 +1,4 @@
-"""Launch configurations: data, one file for each GPU architecture, never searched at run time."""
+"""Launch configurations: data files, one per GPU architecture; nothing is tuned at run time."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ FOLDER = Path(__file__).parent / "configs"
 
 @dataclass(frozen=True)
 class Config:
-    """How one kernel is launched for calls of at most this head_dim and number of keys."""
+    """How to launch a kernel for calls with at most this head_dim and number of keys."""
 
     kernel: str
     dtype_bits: int
     head_dim: int
     num_keys: int | None
-    """None: any number."""
+    """None means any number."""
     BLOCK_M: int
     BLOCK_N: int
     num_warps: int
     num_stages: int
     programs_per_sm: int = 1
-    """Of the kernels that hold all keys: programs, as many for each multiprocessor, to split the
-    work into (forward), or without which another kernel is used (backward)."""
+    """For the kernels that hold all keys: programs per SM to split the work into (forward), or
+    below which another kernel is used (backward)."""
 
     def fits(self, kernel: str, dtype_bits: int, head_dim: int, num_keys: int) -> bool:
         return (
@@ -41,17 +41,18 @@ class Config:
 
 @dataclass(frozen=True)
 class Architecture:
-    """The file of an architecture: where its numbers come from, and the configurations."""
+    """Contents of an architecture's file."""
 
     name: str
     source: str
+    """Where the numbers come from."""
     fastest: tuple[dict[str, int], ...]
-    """Calls for which a benchmark found these kernels the fastest: at most this ``head_dim``, this
-    ``dtype_bits``."""
+    """Calls for which a benchmark found these kernels the fastest: those with at most this
+    ``head_dim`` and with this ``dtype_bits``."""
     configs: tuple[Config, ...]
 
     def find(self, kernel: str, dtype_bits: int, head_dim: int, num_keys: int) -> Config | None:
-        """The first configuration that fits, None if the kernel does not serve such calls."""
+        """Returns the first configuration that fits a call, None if there is none."""
         fitting = (c for c in self.configs if c.fits(kernel, dtype_bits, head_dim, num_keys))
         return next(fitting, None)
 
@@ -60,13 +61,13 @@ _replacements: dict[str, Architecture] = {}
 
 
 def load(name: str) -> Architecture:
-    """The configurations of an architecture such as ``"sm_90"``; defaults for unknown ones."""
+    """Loads the configurations of an architecture such as ``"sm_90"``, or the default ones."""
     return _replacements.get(name) or _read(name)
 
 
 @contextmanager
 def replaced(architecture: Architecture) -> Iterator[None]:
-    """Inside the block `load` answers with this for its name, in all threads; for tuning."""
+    """Makes `load` return this architecture inside the block, in all threads; for tuning."""
     before = dict(_replacements)
     _replacements[architecture.name] = architecture
     try:

@@ -1,8 +1,8 @@
 """Forward kernels: output and lse of a tile of queries of one (video, head).
 
-``fwd_resident_kernel`` holds all keys of a row at once: one pass over them, loaded once for many
-query tiles. ``fwd_streamed_kernel`` walks over any number of keys with a running softmax. Both
-work with exponents of two.
+``fwd_resident_kernel`` keeps all keys of a row on chip and loads them once for many query tiles, so
+its softmax takes one pass. ``fwd_streamed_kernel`` loops over any number of keys with an online
+softmax. Both compute exponentials to base 2.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from tokenmix_ops.backends.triton.keys import (
     query_frames,
     query_offsets,
     slots_of,
+    start_of,
     store_rows,
 )
+from tokenmix_ops.backends.triton.layout import Strides
 
 
 @triton.jit
@@ -33,7 +35,7 @@ def _scores(
     rows, keys, slots, of_queries, of_keys, gain,
     MASKED: tl.constexpr, NEGATIVE: tl.constexpr, L: tl.constexpr,
 ):  # fmt: skip
-    """Logits before their scale; -inf past the last slot."""
+    """Unscaled logits; -inf past the last slot."""
     scores = product(rows, tl.trans(keys), L)
     if L.gains:
         scores *= gains_of(of_queries[:, None], of_keys[None, :], gain)
@@ -46,11 +48,11 @@ def _scores(
 
 @triton.jit
 def _finite(largest):
-    """A row whose logits are all -inf has no largest one to subtract."""
+    """Replaces -inf, the maximum of a row whose logits are all -inf, by 0."""
     return tl.where(largest == float("-inf"), 0.0, largest)
 
 
-# Launched again without a look at this number: no kernel may be made for one value of it.
+# Cached launches do not check this argument, so the kernel must not be specialised to its value.
 @triton.jit(do_not_specialize=["tiles_per_program"])
 def fwd_resident_kernel(
     query, key, value, output, lse, key_index, key_frame,
@@ -61,28 +63,30 @@ def fwd_resident_kernel(
     L: tl.constexpr, NEGATIVE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """Grid: (groups * heads * programs of a group). ``scale`` is not negative; its sign is in
-    NEGATIVE. TILES are (first slot, width, whether it goes past the last) of the key
-    tiles."""
+    """Grid: (groups * heads * programs per group). ``scale`` is the magnitude of the scale and
+    NEGATIVE its sign. TILES are the `Tile`s of the keys."""
+    query_strides = Strides(stride_qb, stride_qt, stride_qs, stride_qh)
+    key_strides = Strides(stride_kb, stride_kt, stride_ks, stride_kh)
+    value_strides = Strides(stride_vb, stride_vt, stride_vs, stride_vh)
     num_tiles: tl.constexpr = (L.group_queries + BLOCK_M - 1) // BLOCK_M
     programs = tl.cdiv(num_tiles, tiles_per_program)
     program = tl.program_id(0)
     video, row, head = place(program // programs, L)
     first = (program % programs) * tiles_per_program
-    query += video * stride_qb + head * stride_qh
-    key += video * stride_kb + head * stride_kh
-    value += video * stride_vb + head * stride_vh
+    query += start_of(video, head, query_strides)
+    key += start_of(video, head, key_strides)
+    value += start_of(video, head, value_strides)
     output += output_start(video, head, L)
     lse += lse_start(video, row, head, L)
 
-    # Loaded before the loop over queries, they stay in shared memory through it.
+    # Loaded before the loop over queries, the keys stay in shared memory throughout.
     tiles = ()
     for i in tl.static_range(len(TILES)):
         tiles += (
             load_keys(
-                slots_of(TILES[i][0], TILES[i][1]), row,
-                key, value, key_index, key_frame, stride_kt, stride_ks, stride_vt, stride_vs,
-                TILES[i][2], BLOCK_D, L,
+                slots_of(TILES[i].first, TILES[i].width), row,
+                key, value, key_index, key_frame, key_strides, value_strides,
+                TILES[i].ragged, BLOCK_D, L,
             ),
         )  # fmt: skip
 
@@ -91,14 +95,14 @@ def fwd_resident_kernel(
         queries = tile * BLOCK_M + tl.arange(0, BLOCK_M)
         inside = queries < L.group_queries
         of_queries = query_frames(queries, row, L)
-        offsets = query_offsets(queries, row, stride_qt, stride_qs, L)
+        offsets = query_offsets(queries, row, query_strides, L)
         rows = load_rows(query, offsets, inside, True, BLOCK_D, L)
         scores = ()
         for i in tl.static_range(len(TILES)):
             scores += (
                 _scores(
-                    rows, tiles[i][0], slots_of(TILES[i][0], TILES[i][1]),
-                    of_queries, tiles[i][2], gain, TILES[i][2], NEGATIVE, L,
+                    rows, tiles[i][0], slots_of(TILES[i].first, TILES[i].width),
+                    of_queries, tiles[i][2], gain, TILES[i].ragged, NEGATIVE, L,
                 ),
             )  # fmt: skip
         largest = tl.max(scores[0], 1)
@@ -120,13 +124,13 @@ def fwd_resident_kernel(
 @triton.jit
 def _step(
     rows, slots, row, key, value, key_index, key_frame,
-    stride_kt, stride_ks, stride_vt, stride_vs,
+    key_strides, value_strides,
     of_queries, gain, scale2, largest, total, mixed,
     MASKED: tl.constexpr, NEGATIVE: tl.constexpr, BLOCK_D: tl.constexpr, L: tl.constexpr,
 ):  # fmt: skip
-    """The running softmax over one more key tile: its largest logit, total and mixed values."""
+    """One step of the online softmax: the maximum, the sum and the mixed values so far."""
     keys, values, of_keys = load_keys(
-        slots, row, key, value, key_index, key_frame, stride_kt, stride_ks, stride_vt, stride_vs,
+        slots, row, key, value, key_index, key_frame, key_strides, value_strides,
         MASKED, BLOCK_D, L,
     )  # fmt: skip
     scores = _scores(rows, keys, slots, of_queries, of_keys, gain, MASKED, NEGATIVE, L)
@@ -149,21 +153,24 @@ def fwd_streamed_kernel(
     L: tl.constexpr, NEGATIVE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """Grid: (groups * heads * query tiles). Arguments as in the resident kernel."""
+    """Grid: (groups * heads * query tiles). Takes the arguments of the resident kernel."""
+    query_strides = Strides(stride_qb, stride_qt, stride_qs, stride_qh)
+    key_strides = Strides(stride_kb, stride_kt, stride_ks, stride_kh)
+    value_strides = Strides(stride_vb, stride_vt, stride_vs, stride_vh)
     num_tiles: tl.constexpr = (L.group_queries + BLOCK_M - 1) // BLOCK_M
     FULL: tl.constexpr = L.num_keys // BLOCK_N
     program = tl.program_id(0)
     video, row, head = place(program // num_tiles, L)
-    query += video * stride_qb + head * stride_qh
-    key += video * stride_kb + head * stride_kh
-    value += video * stride_vb + head * stride_vh
+    query += start_of(video, head, query_strides)
+    key += start_of(video, head, key_strides)
+    value += start_of(video, head, value_strides)
     output += output_start(video, head, L)
     lse += lse_start(video, row, head, L)
 
     queries = (program % num_tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
     inside = queries < L.group_queries
     of_queries = query_frames(queries, row, L)
-    offsets = query_offsets(queries, row, stride_qt, stride_qs, L)
+    offsets = query_offsets(queries, row, query_strides, L)
     rows = load_rows(query, offsets, inside, True, BLOCK_D, L)
     scale2 = scale * LOG2E
     largest = tl.full([BLOCK_M], float("-inf"), tl.float32)
@@ -172,15 +179,15 @@ def fwd_streamed_kernel(
     for start in range(0, FULL * BLOCK_N, BLOCK_N):
         largest, total, mixed = _step(
             rows, start + tl.arange(0, BLOCK_N), row, key, value, key_index, key_frame,
-            stride_kt, stride_ks, stride_vt, stride_vs,
+            key_strides, value_strides,
             of_queries, gain, scale2, largest, total, mixed, False, NEGATIVE, BLOCK_D, L,
         )  # fmt: skip
     for i in tl.static_range(FULL, len(TILES)):
         largest, total, mixed = _step(
-            rows, slots_of(TILES[i][0], TILES[i][1]), row, key, value, key_index, key_frame,
-            stride_kt, stride_ks, stride_vt, stride_vs,
+            rows, slots_of(TILES[i].first, TILES[i].width), row,
+            key, value, key_index, key_frame, key_strides, value_strides,
             of_queries, gain, scale2, largest, total, mixed,
-            TILES[i][2], NEGATIVE, BLOCK_D, L,
+            TILES[i].ragged, NEGATIVE, BLOCK_D, L,
         )  # fmt: skip
     store_rows(output, output_offsets(queries, row, L), mixed / total[:, None], inside, BLOCK_D, L)
     tl.store(lse + queries, _finite(largest) + tl.log2(total), mask=inside)

@@ -1,7 +1,7 @@
-"""What all kernels share: which rows of the tensors a program reads, and the gain of a logit.
+"""Code shared by all kernels: the rows of the tensors that a program reads, and gains of logits.
 
-Kernels know no mixing: a `Layout` tells them the sizes of a call and how to find its keys, by the
-strided rule in integer arithmetic, by a table, or one after the other if they come selected.
+Kernels do not know mixings. A `Layout` gives them the sizes of a call and how to find its keys: by
+the strided rule in integer arithmetic, through a table, or in order if they are already selected.
 """
 
 from __future__ import annotations
@@ -14,32 +14,42 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def place(index, L: tl.constexpr):
-    """The video, row and head of a group in a flat count, ready to be multiplied by strides."""
+    """Video, row and head of a flat group index; video and head in 64 bits, for addresses."""
     head = (index % L.num_heads).to(tl.int64)
     group = index // L.num_heads
     return (group // L.num_rows).to(tl.int64), group % L.num_rows, head
 
 
 @triton.jit
-def offsets_of(frames, tokens, stride_t, stride_s, L: tl.constexpr):
-    """Offsets of tokens from their video's first, in 64 bits unless they all fit 32."""
-    if L.wide:
-        return tl.cast(frames, tl.int64) * stride_t + tokens.to(tl.int64) * stride_s
-    else:
-        return frames * stride_t + tokens * stride_s
+def start_of(video, head, strides):
+    """Offset of a video's first token in one head."""
+    return video * strides.video + head * strides.head
 
 
 @triton.jit
-def query_offsets(queries, row, stride_t, stride_s, L: tl.constexpr):
-    """Offsets of a group's queries from the video's first."""
+def offsets_of(frames, tokens, strides, L: tl.constexpr):
+    """Offsets of tokens from the start of their video, in 64 bits unless all fit in 32."""
+    if L.wide:
+        return tl.cast(frames, tl.int64) * strides.frame + tokens.to(tl.int64) * strides.token
+    else:
+        return frames * strides.frame + tokens * strides.token
+
+
+@triton.jit
+def query_offsets(queries, row, strides, L: tl.constexpr):
+    """Offsets of a group's queries from the start of the video."""
     frames = query_frames(queries, row, L)
-    return offsets_of(frames, queries % L.num_queries, stride_t, stride_s, L)
+    return offsets_of(frames, queries % L.num_queries, strides, L)
 
 
 @triton.jit
 def output_offsets(queries, row, L: tl.constexpr):
-    """The same in contiguous tensors: the output, and the gradient of the queries."""
-    return offsets_of(0, row * L.group_queries + queries, 0, L.num_heads * L.head_dim, L)
+    """The same for contiguous tensors: the output and the query gradient."""
+    indices = row * L.group_queries + queries
+    if L.wide:
+        return indices.to(tl.int64) * (L.num_heads * L.head_dim)
+    else:
+        return indices * (L.num_heads * L.head_dim)
 
 
 @triton.jit
@@ -50,7 +60,7 @@ def output_start(video, head, L: tl.constexpr):
 
 @triton.jit
 def lse_start(video, row, head, L: tl.constexpr):
-    """Offset of a group's first query in lse and what is laid out as it."""
+    """Offset of a group's first query in lse and in tensors with the same layout."""
     return ((video * L.num_heads + head) * L.num_rows + row) * L.group_queries
 
 
@@ -66,7 +76,7 @@ def slots_of(FIRST: tl.constexpr, WIDTH: tl.constexpr):
 
 @triton.jit
 def strided_tokens(slots, L: tl.constexpr):
-    """Frame, in its group, and token of the keys in these slots, by the strided rule."""
+    """Frame within the group and token of the keys in these slots, by the strided rule."""
     lead: tl.constexpr = L.group_frames * L.num_full_tokens
     rest = slots - lead
     frames = rest % L.group_frames
@@ -78,8 +88,8 @@ def strided_tokens(slots, L: tl.constexpr):
 
 
 @triton.jit
-def key_offsets(slots, row, key_index, stride_t, stride_s, L: tl.constexpr):
-    """Offsets of the keys in these slots of a row from the video's first."""
+def key_offsets(slots, row, key_index, strides, L: tl.constexpr):
+    """Offsets of the keys in these slots of a row from the start of the video."""
     if L.selected:
         frames, tokens = slots * 0, slots
     elif L.num_full_tokens < 0:
@@ -89,12 +99,12 @@ def key_offsets(slots, row, key_index, stride_t, stride_s, L: tl.constexpr):
     else:
         frames, tokens = strided_tokens(slots, L)
         frames += row * L.group_frames
-    return offsets_of(frames, tokens, stride_t, stride_s, L)
+    return offsets_of(frames, tokens, strides, L)
 
 
 @triton.jit
 def key_frames(slots, row, key_frame, L: tl.constexpr):
-    """The frames that keys count as for the gain, -1 for keys whose logits keep their size."""
+    """The frames that keys count as for the gain; -1 for keys whose logits are never scaled."""
     if L.num_full_tokens < 0:
         inside = slots < L.num_keys
         return tl.load(key_frame + row * L.num_keys + slots, mask=inside, other=-1)
@@ -105,13 +115,13 @@ def key_frames(slots, row, key_frame, L: tl.constexpr):
 
 @triton.jit
 def gains_of(of_queries, of_keys, gain):
-    """Factors of logits, from the frames of queries and keys, broadcast against each other."""
+    """Factors of the logits, from broadcastable frames of queries and keys."""
     return tl.where(of_queries == of_keys, 1.0, tl.where(of_keys == -1, 1.0, gain))
 
 
 @triton.jit
 def load_rows(base, offsets, inside, MASKED: tl.constexpr, BLOCK_D: tl.constexpr, L: tl.constexpr):
-    """Rows of head_dim numbers at these offsets [rows], zero where not ``inside``."""
+    """Loads rows of head_dim numbers at these offsets [rows]; zero where not ``inside``."""
     dims = tl.arange(0, BLOCK_D)
     pointers = base + (offsets[:, None] + dims[None, :])
     if L.head_dim < BLOCK_D:
@@ -125,13 +135,13 @@ def load_rows(base, offsets, inside, MASKED: tl.constexpr, BLOCK_D: tl.constexpr
 
 @triton.jit
 def load_keys(
-    slots, row, key, value, key_index, key_frame, stride_kt, stride_ks, stride_vt, stride_vs,
+    slots, row, key, value, key_index, key_frame, key_strides, value_strides,
     MASKED: tl.constexpr, BLOCK_D: tl.constexpr, L: tl.constexpr,
 ):  # fmt: skip
-    """Keys and values in these slots, zero past the last one, and the frames they count as."""
+    """Loads keys and values in these slots, zero past the last, and the frames they count as."""
     inside = slots < L.num_keys
-    k_offsets = key_offsets(slots, row, key_index, stride_kt, stride_ks, L)
-    v_offsets = key_offsets(slots, row, key_index, stride_vt, stride_vs, L)
+    k_offsets = key_offsets(slots, row, key_index, key_strides, L)
+    v_offsets = key_offsets(slots, row, key_index, value_strides, L)
     keys = load_rows(key, k_offsets, inside, MASKED, BLOCK_D, L)
     values = load_rows(value, v_offsets, inside, MASKED, BLOCK_D, L)
     of_keys = key_frames(slots, row, key_frame, L) if L.gains else slots

@@ -1,10 +1,10 @@
-"""From tensors to kernel launches: what the operators ``triton_fwd`` and ``triton_bwd`` run."""
+"""Launches the kernels: implementations of the operators ``triton_fwd`` and ``triton_bwd``."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -19,7 +19,7 @@ from tokenmix_ops.backends.triton.backward import (
 )
 from tokenmix_ops.backends.triton.configs import Config
 from tokenmix_ops.backends.triton.forward import fwd_resident_kernel, fwd_streamed_kernel
-from tokenmix_ops.backends.triton.layout import Layout
+from tokenmix_ops.backends.triton.layout import Layout, Strides, Tile
 
 KERNELS = {
     "fwd_resident": fwd_resident_kernel,
@@ -28,11 +28,14 @@ KERNELS = {
     "bwd_query": bwd_query_kernel,
     "bwd_key": bwd_key_kernel,
 }
-"""By the names that launch configurations use."""
+"""The kernels under the names that launch configurations use."""
 
 
 class Launch:
-    """A kernel for one kind of call: after its first launch Triton is asked nothing again."""
+    """A kernel for one kind of call.
+
+    Caches the compiled kernel, so later launches skip Triton's dispatcher.
+    """
 
     def __init__(self, name: str, config: Config, layout: Layout, **constants: Any) -> None:
         self.kernel: Any = KERNELS[name]
@@ -59,7 +62,7 @@ class Launch:
 
 
 def tile_constants(kernel: Any, layout: Layout, config: Config) -> dict[str, Any]:
-    """The tile sizes that a kernel is compiled for."""
+    """Returns the tile sizes that a kernel is compiled for."""
     tiles: dict[str, Any] = {
         "BLOCK_M": config.BLOCK_M,
         "BLOCK_N": config.BLOCK_N,
@@ -69,21 +72,21 @@ def tile_constants(kernel: Any, layout: Layout, config: Config) -> dict[str, Any
     return {name: tiles[name] for name in kernel.arg_names if name in tiles}
 
 
-def key_tiles(num_keys: int, width: int) -> tuple[tuple[int, int, bool], ...]:
-    """Tiles that cover the keys: full ones, then at most two narrower ones.
+def key_tiles(num_keys: int, width: int) -> tuple[Tile, ...]:
+    """Covers the keys with tiles: full ones, then at most two narrower ones.
 
-    Each is (first slot, width, whether it goes past the last slot). Widths are powers of two, at
-    least 16. Two narrow tiles often waste less than one: 204 keys are 128 + 64 + 16, not 128 + 128.
+    Widths are powers of two, at least 16. Two narrow tiles often waste less than one: 204 keys
+    are 128 + 64 + 16, not 128 + 128.
     """
     full = num_keys // width
-    tiles = [(i * width, width, False) for i in range(full)]
+    tiles = [Tile(i * width, width, ragged=False) for i in range(full)]
     start, rest = full * width, num_keys % width
     if rest:
         one = max(16, triton.next_power_of_2(rest))
         two = (one // 2, max(16, triton.next_power_of_2(max(rest - one // 2, 1))))
         widths = two if one > 16 and sum(two) < one else (one,)
         for narrow in widths:
-            tiles.append((start, narrow, start + narrow > num_keys))
+            tiles.append(Tile(start, narrow, ragged=start + narrow > num_keys))
             start += narrow
     return tuple(tiles)
 
@@ -104,12 +107,13 @@ def forward(
     output, lse = ops.empty_output(query)
     if query.shape[0] == 0:
         return output, lse
-    kind = _kind(query, key, value, key_index, num_tokens, num_prefix_tokens, num_full_tokens)
-    layout, launch, strides = _forward_launch(*kind, cross_frame_gain != 1.0, scale < 0)
+    video = (num_tokens, num_prefix_tokens, num_full_tokens)
+    kind = _kind(query, key, value, key_index, video, cross_frame_gain)
+    layout, launch, strides = _forward_launch(kind, scale < 0)
     groups = query.shape[0] * layout.num_rows * layout.num_heads
     tiles = -(-layout.group_queries // launch.config.BLOCK_M)
     tensors = (query, key, value, output, lse, key_index, key_frame)
-    # Slots past the last have logits of -inf, which times 0 is NaN.
+    # Slots past the last one have logits of -inf, and -inf * 0 is NaN.
     magnitude = max(abs(scale), 2.0**-126)
     with _on_device_of(query):
         if launch.kernel is fwd_streamed_kernel:
@@ -148,12 +152,11 @@ def backward(
     if output_grad.stride(-1) != 1:
         output_grad = output_grad.contiguous()
     output, lse = output.contiguous(), lse.contiguous()
-    kind = _kind(query, key, value, key_index, num_tokens, num_prefix_tokens, num_full_tokens)
+    video = (num_tokens, num_prefix_tokens, num_full_tokens)
+    kind = _kind(query, key, value, key_index, video, cross_frame_gain)
     of_grads = (output_grad.stride(), key_grad.stride(), value_grad.stride())
     aligned = tuple(t.data_ptr() % 16 == 0 for t in (output_grad, output, lse))
-    layout, resident, by_query, by_key, read, written = _backward_launches(
-        *kind, cross_frame_gain != 1.0, of_grads, aligned
-    )
+    layout, resident, by_query, by_key, read, written = _backward_launches(kind, of_grads, aligned)
     groups = query.shape[0] * layout.num_rows * layout.num_heads
     numbers = (scale, cross_frame_gain)
     with _on_device_of(query):
@@ -180,7 +183,7 @@ def backward(
 
 
 def architecture(device: torch.device) -> configs.Architecture:
-    """The launch configurations for a device: a GPU, or the interpreter's CPU."""
+    """Returns the launch configurations for a device: a GPU, or the interpreter's CPU."""
     return configs.load(_name(device))
 
 
@@ -205,20 +208,37 @@ def _on_device_of(tensor: Tensor) -> AbstractContextManager[Any]:
     return torch.cuda.device(tensor.device)
 
 
+class Kind(NamedTuple):
+    """Everything that selects the kernels of a call and that they are compiled for.
+
+    Each call builds a plain tuple of these fields as a cache key, which is faster to create.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    query_shape: tuple[int, ...]
+    """Without the batch."""
+    table_shape: tuple[int, ...]
+    strides: tuple[tuple[int, ...], ...]
+    """Of query, key and value, as PyTorch counts them."""
+    aligned: tuple[bool, ...]
+    """Whether the memory of query, key and value starts at a multiple of 16 bytes."""
+    video: tuple[int, int, int | None]
+    """num_tokens, num_prefix_tokens and num_full_tokens of the plan."""
+    gains: bool
+    tf32: bool
+    """Whether products are in float32 and PyTorch allows TF32."""
+
+
 def _kind(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     key_index: Tensor,
-    num_tokens: int,
-    num_prefix_tokens: int,
-    num_full_tokens: int | None,
+    video: tuple[int, int, int | None],
+    cross_frame_gain: float,
 ) -> tuple[Any, ...]:
-    """What decides which kernels serve a call and what they are compiled for, all but its numbers.
-
-    Shapes without the batch, strides, dtype and device, whether memory starts at multiples of 16
-    bytes, and whether PyTorch allows TF32.
-    """
+    """The fields of `Kind`."""
     return (
         query.device,
         query.dtype,
@@ -226,90 +246,97 @@ def _kind(
         key_index.shape,
         (query.stride(), key.stride(), value.stride()),
         (query.data_ptr() % 16 == 0, key.data_ptr() % 16 == 0, value.data_ptr() % 16 == 0),
-        num_tokens,
-        num_prefix_tokens,
-        num_full_tokens,
+        video,
+        cross_frame_gain != 1.0,
         query.dtype == torch.float32 and _tf32_is_allowed(),
     )
 
 
 def _tf32_is_allowed() -> bool:
-    # Follows allow_tf32 and set_float32_matmul_precision too; to read those can be an error.
+    # Also reflects allow_tf32 and set_float32_matmul_precision, which can raise when read.
     return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
-def _layout(kind: tuple[Any, ...], gains: bool, written: tuple[tuple[int, ...], ...]) -> Layout:
-    """``written`` are strides of the tensors that come on top of query, key, value and output."""
-    device, dtype, shape, table, strides, _, num_tokens, num_prefix_tokens, full, tf32 = kind
-    num_frames, num_queries, num_heads, head_dim = shape
-    tokens = max(num_tokens, table[1])
+def _layout(kind: Kind, written: tuple[tuple[int, ...], ...]) -> Layout:
+    """``written``: strides of tensors other than query, key, value and output."""
+    num_frames, num_queries, num_heads, head_dim = kind.query_shape
+    num_rows, num_keys = kind.table_shape
+    num_tokens, num_prefix_tokens, num_full_tokens = kind.video
+    tokens = max(num_tokens, num_keys)
     contiguous = (0, num_queries * num_heads * head_dim, num_heads * head_dim, head_dim, 1)
     reach = max(
-        num_frames * of_tensor[1] + tokens * of_tensor[2]
-        for of_tensor in map(_four, (*strides, *written, contiguous))
+        num_frames * strides.frame + tokens * strides.token
+        for strides in map(_strides, (*kind.strides, *written, contiguous))
     )
     return Layout(
         num_frames=num_frames,
-        group_frames=num_frames // table[0],
+        group_frames=num_frames // num_rows,
         num_queries=num_queries,
         num_tokens=num_tokens,
         num_prefix_tokens=num_prefix_tokens,
         num_heads=num_heads,
         head_dim=head_dim,
-        num_keys=table[1],
-        num_full_tokens=-1 if full is None else full,
-        selected=len(strides[1]) == 4,
-        gains=gains,
-        precision="tf32" if tf32 else "ieee",
-        upcast=dtype == torch.bfloat16 and device.type != "cuda",
+        num_keys=num_keys,
+        num_full_tokens=-1 if num_full_tokens is None else num_full_tokens,
+        selected=len(kind.strides[1]) == 4,
+        gains=kind.gains,
+        precision="tf32" if kind.tf32 else "ieee",
+        upcast=kind.dtype == torch.bfloat16 and kind.device.type != "cuda",
         wide=reach >= 2**31,
     )
 
 
-def _find(name: str, kind: tuple[Any, ...], layout: Layout) -> Config | None:
-    device, dtype = kind[:2]
-    bits = 8 * dtype.itemsize
-    return architecture(device).find(name, bits, layout.head_dim, layout.num_keys)
+def _find(name: str, kind: Kind, layout: Layout) -> Config | None:
+    bits = 8 * kind.dtype.itemsize
+    return architecture(kind.device).find(name, bits, layout.head_dim, layout.num_keys)
 
 
-def _find_any(name: str, kind: tuple[Any, ...], layout: Layout) -> Config:
+def _find_any(name: str, kind: Kind, layout: Layout) -> Config:
     config = _find(name, kind, layout)
     if config is None:
         raise RuntimeError(
-            f"no launch configuration of {name} for {kind[1]}, head_dim {layout.head_dim}, "
-            f"{layout.num_keys} keys on {_name(kind[0])}"
+            f"no launch configuration of {name} for {kind.dtype}, head_dim {layout.head_dim}, "
+            f"{layout.num_keys} keys on {_name(kind.device)}"
         )
     return config
 
 
-def _four(strides: tuple[int, ...]) -> tuple[int, ...]:
-    """Strides of batch, frame, token and head; selected keys have no frames."""
-    return strides[:4] if len(strides) == 5 else (strides[0], 0, *strides[1:3])
+def _strides(strides: tuple[int, ...]) -> Strides:
+    """Of [batch, num_frames, num_tokens, num_heads, head_dim], or of selected keys."""
+    video, *frame, token, head, _ = strides
+    return Strides(video, frame[0] if frame else 0, token, head)
+
+
+def _flat(tensors: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
+    """Flattens the strides of several tensors into kernel arguments."""
+    return tuple(number for strides in tensors for number in _strides(strides))
 
 
 @lru_cache(maxsize=4096)
-def _forward_launch(*key: Any) -> tuple[Layout, Launch, tuple[int, ...]]:
-    *kind, gains, negative = key
-    layout = _layout(tuple(kind), gains, ())
-    name, config = "fwd_resident", _find("fwd_resident", tuple(kind), layout)
+def _forward_launch(
+    fields: tuple[Any, ...], negative: bool
+) -> tuple[Layout, Launch, tuple[int, ...]]:
+    kind = Kind(*fields)
+    layout = _layout(kind, ())
+    name, config = "fwd_resident", _find("fwd_resident", kind, layout)
     if config is None:
-        name, config = "fwd_streamed", _find_any("fwd_streamed", tuple(kind), layout)
-    strides = tuple(number for tensor in kind[4] for number in _four(tensor))
-    return layout, Launch(name, config, layout, NEGATIVE=negative), strides
+        name, config = "fwd_streamed", _find_any("fwd_streamed", kind, layout)
+    launch = Launch(name, config, layout, NEGATIVE=negative)
+    return layout, launch, _flat(kind.strides)
 
 
 @lru_cache(maxsize=4096)
 def _backward_launches(
-    *key: Any,
+    fields: tuple[Any, ...], of_grads: tuple[tuple[int, ...], ...], aligned: tuple[bool, ...]
 ) -> tuple[Layout, Launch | None, Launch, Launch, tuple[int, ...], tuple[int, ...]]:
-    *kind, gains, of_grads, _ = key
-    layout = _layout(tuple(kind), gains, of_grads)
-    config = None if layout.by_token else _find("bwd_resident", tuple(kind), layout)
+    """``of_grads`` are strides of the gradients of output, key and value; ``aligned`` is whether
+    the memory of the output, its gradient and lse starts at a multiple of 16 bytes."""
+    kind = Kind(*fields)
+    layout = _layout(kind, of_grads)
+    config = None if layout.by_token else _find("bwd_resident", kind, layout)
     resident = Launch("bwd_resident", config, layout) if config else None
     by_query, by_key = (
-        Launch(name, _find_any(name, tuple(kind), layout), layout)
-        for name in ("bwd_query", "bwd_key")
+        Launch(name, _find_any(name, kind, layout), layout) for name in ("bwd_query", "bwd_key")
     )
-    read = tuple(number for tensor in (of_grads[0], *kind[4]) for number in _four(tensor))
-    written = tuple(number for tensor in of_grads[1:] for number in _four(tensor))
+    read, written = _flat((of_grads[0], *kind.strides)), _flat(of_grads[1:])
     return layout, resident, by_query, by_key, read, written

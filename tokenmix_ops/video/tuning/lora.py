@@ -7,7 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from tokenmix_ops.modules import SeparateProjections, TokenMixing
+from tokenmix_ops.modules import TokenMixing
+from tokenmix_ops.projections import SeparateProjections
 from tokenmix_ops.video.encoder import VideoEncoder
 from tokenmix_ops.video.tuning.method import Setting, Switches, TuningMethod, VideoModel
 from tokenmix_ops.video.tuning.spec import Tuning
