@@ -450,7 +450,7 @@ def test_a_model_that_is_not_there(refused, training, tmp_path, command):
     for name in ("Salesforce/blip-image-captioning-base", "no/such", str(tmp_path / "none")):
         sentence = refused(*training(command, tmp_path / "run", model=name))
         assert name in sentence
-        assert "published by Salesforce" in sentence
+        assert "Salesforce publishes BLIP" in sentence
         assert "--model" in sentence
         assert "--tiny" in sentence
     original = tmp_path / "blip.pth"

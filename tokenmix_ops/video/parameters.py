@@ -1,4 +1,4 @@
-"""How many parameters each tuning method updates, beside what the paper prints."""
+"""Counts the parameters that each tuning method updates, next to the paper's figures."""
 
 from __future__ import annotations
 
@@ -21,13 +21,12 @@ Backbone = Literal["vit-b16", "vit-l16"]
 Task = Literal["captioning", "retrieval"]
 
 _TEXT_LAYERS = ("text_decoder.bert.encoder.layer.", "text_encoder.encoder.layer.")
-_DUAL = "the text says that only the temporal attention is updated, the figure is of whole layers"
+_DUAL = "the text says only the temporal attention is updated; the figure counts whole layers"
 _OURS = "not in the paper"
 _LEGEND = (
-    "Millions of parameters that are updated. Counted: as the paper counts them, the weight "
-    "matrices of the visual encoder's layers. Visual, text: all of them in the visual encoder, "
-    "and outside of it, heads included. MB: of the checkpoint in float32. –: the paper prints no "
-    "figure."
+    "Updated parameters, in millions. Counted: as in the paper, the weight matrices of the visual "
+    "encoder's layers. Visual, text: all parameters inside and outside the visual encoder, heads "
+    "included. MB: size of the float32 checkpoint. –: the paper prints no figure."
 )
 _HEAD = (
     "| method | counted | paper | off by | visual | text | total | MB |\n"
@@ -37,10 +36,10 @@ _HEAD = (
 
 @dataclass(frozen=True)
 class Setting:
-    """A method, or one reading of it, that is worth a row.
+    """A row of the table: a method, or one reading of it.
 
-    ``captioning`` and ``retrieval`` are the millions of parameters that the paper prints for
-    ViT-B/16, in Table 1 (of parts of a layer in Table 4) and in Table 2; None where it does not.
+    ``captioning`` and ``retrieval`` are the paper's figures for ViT-B/16, in millions, from Table 1
+    (parts of a layer: Table 4) and Table 2; None where it prints none.
     """
 
     name: str
@@ -59,20 +58,20 @@ SETTINGS = (
         Tuning("token_mixing"),
         7.1,
         7.07,
-        "7.078 in full: the paper rounds it to 7.1 and truncates it to 7.07",
+        "exactly 7.078: the paper rounds it to 7.1 and truncates it to 7.07",
     ),
     Setting("token_mixing, attention only", Tuning("token_mixing", ffn=False), 2.4),
     Setting("token_mixing, FFN only", Tuning("token_mixing", attention=False), 4.7),
     Setting("token_mixing (F)", Tuning("token_mixing", everything=True)),
     Setting("spatial (P)", Tuning("spatial")),
     Setting("spatial (F)", Tuning("spatial", everything=True)),
-    Setting("full", Tuning("full"), 226.5, 226.51, "the layers of the text side are counted too"),
+    Setting("full", Tuning("full"), 226.5, 226.51, "includes the text side's layers"),
     Setting("temporal", Tuning("temporal"), 28.3, 28.31),
     Setting("dual_attention, as the text says", Tuning("dual_attention"), 84.9, note=_DUAL),
     Setting(
         "dual_attention, as the figure says", Tuning("dual_attention", ffn=True), 84.9, note=_DUAL
     ),
-    Setting("st_adapter", Tuning("st_adapter"), 54.8, note="54.854 in full, truncated"),
+    Setting("st_adapter", Tuning("st_adapter"), 54.8, note="exactly 54.854, truncated"),
     Setting(
         "adapter, one a layer",
         Tuning("adapter", ffn=False),
@@ -92,23 +91,23 @@ SETTINGS = (
         Tuning("bitfit"),
         0.3,
         0.26,
-        "all biases, those of the text side too",
+        "all biases, including the text side's",
     ),
     Setting("lora", Tuning("lora"), note=_OURS),
     Setting("frozen", Tuning("frozen"), note=_OURS),
 )
-"""What `count` counts, in the order of its rows."""
+"""The rows of `count`, in order."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """Parameters that one method updates in one model.
+    """The parameters that one method updates in one model.
 
-    ``as_paper``: the weight matrices of the visual encoder's layers, new and old; of "full" the
-    text side's layers too, of "bitfit" all biases. ``visual``: all that is updated in the visual
-    encoder, and ``text``: outside of it, heads included. ``checkpoint_mb``: what a float32
-    checkpoint takes, in 10^6 bytes. ``paper``: the paper's figure, in millions, and
-    ``deviation_percent`` of ``as_paper`` from it, None where there is none.
+    ``as_paper``: weight matrices of the visual encoder's layers, new and old; for "full" also the
+    text side's layers, for "bitfit" all biases. ``visual`` and ``text``: all updated parameters
+    inside and outside the visual encoder, heads included. ``checkpoint_mb``: size of a float32
+    checkpoint in 10^6 bytes. ``paper``: the paper's figure, in millions, and
+    ``deviation_percent`` of ``as_paper`` from it; both None where the paper prints none.
     """
 
     method: str
@@ -125,9 +124,9 @@ class Row:
 
 
 def count(backbone: Backbone | None = None, task: Task | None = None) -> list[Row]:
-    """A row for each of `SETTINGS`, of one backbone and task or, if None, of all of them.
+    """Return a row for each of `SETTINGS`, for one backbone and task, or for all if None.
 
-    Nothing is allocated but shapes.
+    Models are built on the meta device and allocate no weights.
     """
     return [
         _row(setting, model, b, t)
@@ -139,7 +138,7 @@ def count(backbone: Backbone | None = None, task: Task | None = None) -> list[Ro
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as Markdown: for each backbone and task a table, and what is to be said of it."""
+    """Render the rows as Markdown: a table with notes for each backbone and task."""
     parts = [_LEGEND]
     for (backbone, task), group in groupby(rows, key=lambda row: (row.backbone, row.task)):
         lines = list(group)
@@ -171,7 +170,7 @@ def _model(backbone: Backbone, task: Task) -> VideoCaptioner | VideoRetriever:
 def _row(
     setting: Setting, model: VideoCaptioner | VideoRetriever, backbone: Backbone, task: Task
 ) -> Row:
-    # Of its own it needs the encoder's modules, which are changed, and no more.
+    # Copy only the encoder's modules, which apply() changes; share everything else.
     tensors: list[torch.Tensor] = [*model.parameters(), *model.buffers()]
     shared = [*tensors, *(part for part in model.children() if part is not model.encoder)]
     model = copy.deepcopy(model, {id(part): part for part in shared})
@@ -193,7 +192,7 @@ def _row(
         checkpoint_mb=total * 4 / 1e6,
         paper=paper,
         deviation_percent=None if paper is None else (as_paper / paper / 1e6 - 1) * 100,
-        # A note on a figure says nothing where there is none.
+        # A note about the paper's figure makes no sense without the figure.
         note="" if paper is None and setting.captioning is not None else setting.note,
     )
 
