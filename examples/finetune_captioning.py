@@ -1,6 +1,6 @@
-"""Fine-tunes a video captioner in a plain PyTorch loop, and captions a clip.
+"""Fine-tunes a video captioner in a plain PyTorch loop, then captions a clip.
 
-python examples/finetune_captioning.py                      # a small random model on made-up clips
+python examples/finetune_captioning.py                      # a small random model, rendered clips
 python examples/finetune_captioning.py --data my.jsonl --model Salesforce/blip-image-captioning-base
 """
 
@@ -30,7 +30,7 @@ def main(
     epochs: int = 2,
     batch_size: int = 8,
 ) -> None:
-    """Tunes a captioner on DATA (JSON lines), or on a small world of moving shapes."""
+    """Fine-tune a captioner on DATA (JSON lines), or by default on clips of moving shapes."""
     out.mkdir(parents=True, exist_ok=True)
     if data is None:
         write_world(out / "world", 100, size=56)
@@ -38,7 +38,7 @@ def main(
     manifest = read_manifest(data)
     captions = [caption for video in manifest.videos for caption in video.captions]
 
-    # An image model and its tokenizer; small and random unless one is named.
+    # Load the image model and its tokenizer, or build small random ones.
     size = 224 if model else 56
     if model:
         tokenizer = CaptionTokenizer.from_pretrained(model)
@@ -47,7 +47,7 @@ def main(
         tokenizer = CaptionTokenizer.from_captions(map(clean_caption, captions))
         blip = tiny_blip("captioning", tokenizer.vocab_size, image_size=size)
 
-    # The same weights over videos; the method says what is inserted and what is updated.
+    # Convert it to videos; the method decides which modules to insert and what to update.
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     captioner = VideoCaptioner(blip).to(device)
     tuned = apply(captioner, Tuning(method, everything=None if model else True))

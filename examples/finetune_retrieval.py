@@ -1,6 +1,6 @@
-"""Fine-tunes text-video retrieval in a plain PyTorch loop, and ranks clips by a text.
+"""Fine-tunes text-video retrieval in a plain PyTorch loop, then ranks clips for a text.
 
-python examples/finetune_retrieval.py                       # a small random model on made-up clips
+python examples/finetune_retrieval.py                       # a small random model, rendered clips
 python examples/finetune_retrieval.py --data my.jsonl --model Salesforce/blip-itm-base-coco
 """
 
@@ -30,7 +30,7 @@ def main(
     epochs: int = 2,
     batch_size: int = 8,
 ) -> None:
-    """Tunes a retriever on DATA (JSON lines), or on a small world of moving shapes."""
+    """Fine-tune a retriever on DATA (JSON lines), or by default on clips of moving shapes."""
     out.mkdir(parents=True, exist_ok=True)
     if data is None:
         write_world(out / "world", 100, size=56)

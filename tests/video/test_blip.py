@@ -43,9 +43,15 @@ def test_configurations_are_those_of_blip(task, backbone, width, visual):
 
 
 def test_wrong_names_are_named():
-    with pytest.raises(ValueError, match="task must be 'captioning' or 'retrieval', got 'vqa'"):
+    with pytest.raises(
+        ValueError, match="expected task to be 'captioning' or 'retrieval', got 'vqa'"
+    ):
         blip_config("vit-b16", "vqa")
-    with pytest.raises(ValueError, match="backbone must be one of 'vit-b16', 'vit-l16', got 'x'"):
+    with pytest.raises(
+        ValueError, match="expected backbone to be one of 'vit-b16', 'vit-l16', got 'x'"
+    ):
         blip_config("x", "captioning")
-    with pytest.raises(ValueError, match="architecture must be one of 'vit-b16', 'vit-l16', got"):
+    with pytest.raises(
+        ValueError, match="expected architecture to be one of 'vit-b16', 'vit-l16', got"
+    ):
         blip_vision_config("vit-h14")

@@ -306,9 +306,9 @@ def test_what_does_not_fit_is_named():
     captioner = tiny_captioner()
     ids, mask = captions(3)
     for given in ((clip(), ids, mask), (clip(3), ids, mask[:, 1:]), (clip(3), ids[:, 1:], mask)):
-        with pytest.raises(ValueError, match=r"input_ids and attention_mask must be \[batch, le"):
+        with pytest.raises(ValueError, match=r"expected input_ids and attention_mask \[batch, le"):
             captioner(*given)
-    with pytest.raises(ValueError, match="pixels must be"):
+    with pytest.raises(ValueError, match="expected pixels"):
         captioner(clip(num_frames=FRAMES + 1), *captions())
     with pytest.raises(ValueError, match="num_return_sequences"):
         captioner.generate(clip(), num_beams=2, num_captions=3)

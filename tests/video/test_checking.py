@@ -59,7 +59,9 @@ def test_facts_of_a_video(tmp_path, name, encoder, thorough):
     assert rest.duration == pytest.approx(0.5, abs=0.06)
     late = check(tmp_path, name, thorough, start=9.0)
     assert late.status == "unreadable"
-    assert late.error == "no frame has its time in [9.0, inf) s; the last before is at 4.400 s"
+    assert late.error == (
+        "expected frames in [9.0, inf) s, got none; the last one before is at 4.400 s"
+    )
 
 
 def test_folder_of_images(tmp_path):
@@ -68,7 +70,7 @@ def test_folder_of_images(tmp_path):
     assert (found.status, found.num_frames, found.duration, found.fps) == ("ok", 20, None, None)
     assert (found.width, found.height) == (48, 40)
     assert check(tmp_path, "frames", start=1.0).error == (
-        "a folder of images has no clock, so start and end must be left out"
+        "a folder of images has no timestamps: omit start and end"
     )
     # Not among the 8 of the clip.
     (tmp_path / "frames" / "1.jpg").write_bytes(b"nothing")
@@ -110,9 +112,9 @@ def test_reasons(tmp_path):
             "cannot be read: Invalid data found when processing input",
         ),
         "nothing": ("unreadable", "has no numbered .jpg, .jpeg or .png images"),
-        "dangling.mp4": ("missing", "is not there"),
+        "dangling.mp4": ("missing", "does not exist"),
         "pipe.mp4": ("unreadable", "is neither a file nor a folder"),
-        "no.mp4": ("missing", "is not there"),
+        "no.mp4": ("missing", "does not exist"),
     }
 
 
@@ -133,8 +135,8 @@ def test_processes_report_in_order_whatever_a_video_does(tmp_path, monkeypatch, 
     assert [(one.status, one.error) for one in found] == [
         ("ok", None),
         ("unreadable", "took more than 3 s"),
-        ("missing", "is not there"),
-        ("unreadable", "crashed the process that read it (SIGSEGV)"),
+        ("missing", "does not exist"),
+        ("unreadable", "crashed the process reading it (SIGSEGV)"),
         ("ok", None),
     ]
     assert found[1].seconds == 1000.0
@@ -145,7 +147,7 @@ def test_processes_report_in_order_whatever_a_video_does(tmp_path, monkeypatch, 
 )
 def test_arguments_out_of_range_raise_at_once(tmp_path, wrong):
     (name,) = wrong
-    with pytest.raises(ValueError, match=f"^{name} is 0"):
+    with pytest.raises(ValueError, match=rf"^{name} must be .*, got 0"):
         check_videos(Manifest((), tmp_path), [], **wrong)
 
 
@@ -158,7 +160,7 @@ def test_report(tmp_path):
         found("train", duration=4.0, num_frames=40, fps=10.0, width=64, height=48, seconds=0.1),
         found("train", duration=2.0, num_frames=7, fps=20.0, width=64, height=48, seconds=0.3),
         found("train", "unreadable", error="is empty", seconds=50.0),
-        found("test", "missing", error="is not there"),
+        found("test", "missing", error="does not exist"),
         found("test", num_frames=9, width=10, height=10),
     ]
     problem = Problem("duplicate", "line 7", "video_id 'a'")
@@ -171,7 +173,7 @@ def test_report(tmp_path):
     assert train["duration"] == {"total": 6.0, "min": 2.0, "median": 3.0, "max": 4.0}
     assert train["num_frames"] == {"min": 7, "median": 23.5, "max": 40}
     assert (test["duration"], test["fps"]) == (None, None)
-    assert [one["error"] for one in figures["unusable"]] == ["is empty", "is not there"]
+    assert [one["error"] for one in figures["unusable"]] == ["is empty", "does not exist"]
     assert [one["num_frames"] for one in figures["short"]] == [7]
     assert figures["problems"] == [{"kind": "duplicate", "where": "line 7", "what": "video_id 'a'"}]
     # 6 captions of 0.2 s each, by two workers.

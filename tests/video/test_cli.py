@@ -112,7 +112,7 @@ def test_the_demo_on_own_files_leaves_out_what_it_cannot_read(capsys, tmp_path, 
     assert "accuracy" not in figures
     assert (tmp_path / "out" / "demo.png").exists()
     (tmp_path / "empty").mkdir()
-    for folder, text in (("empty", "holds no video file"), ("none", "is not a folder of videos")):
+    for folder, text in (("empty", "expected video files"), ("none", "is not a folder: pass")):
         status, _, err = run(capsys, *arguments, str(tmp_path / folder))
         assert status == 1
         assert text in err

@@ -193,13 +193,15 @@ def test_a_mask_is_refused_whatever_it_hides_and_places_of_words_are_not(compile
 def test_what_cannot_be_is_refused():
     _, ours = layers()
     tokens, hidden = random(VIDEOS, TOKENS, WIDTH), random(VIDEOS + 1, LENGTH, DIM)
-    with pytest.raises(ValueError, match="4 texts cannot be shared out among 3 videos"):
+    with pytest.raises(ValueError, match="a multiple of 3 videos, got 4"):
         ours(hidden, encoder_hidden_states=tokens)
-    with pytest.raises(ValueError, match="4 texts cannot be shared out among 0 videos"):
+    with pytest.raises(ValueError, match="a multiple of 0 videos, got 4"):
         ours(hidden, encoder_hidden_states=tokens[:0])
-    with pytest.raises(ValueError, match="needs the videos as encoder_hidden_states"):
+    with pytest.raises(ValueError, match="needs videos: pass them as encoder_hidden_states"):
         ours(hidden)
-    with pytest.raises(ValueError, match=r"must be \[videos, num_tokens, dim\], got \[10, 24\]"):
+    with pytest.raises(
+        ValueError, match=r"expected tokens \[videos, num_tokens, dim\], got \[10, 24\]"
+    ):
         VideoMemory(tokens[0])
     bare = BlipTextConfig(
         hidden_size=8, num_attention_heads=1, num_hidden_layers=1, is_decoder=False, vocab_size=9

@@ -52,9 +52,9 @@ def test_report_as_table_and_json(capsys, data, tmp_path):
     status, out, _ = run(capsys, data, "--report", file)
     assert status == 0
     words = " ".join(out.split())
-    assert f"gone ({tmp_path}/gone.mp4): is not there" in words
+    assert f"gone ({tmp_path}/gone.mp4): does not exist" in words
     assert f"train, bad ({tmp_path}/bad[1].mp4): cannot be read: Invalid data" in words
-    assert "1 duplicate: line 5: video_id 'good' stands in line 1 already" in words
+    assert "1 duplicate: line 5: video_id 'good' already appears in line 1" in words
     assert "5 captions" in words
     assert "This is the reading alone" in words
     figures = json.loads(file.read_text())

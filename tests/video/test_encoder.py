@@ -139,9 +139,9 @@ def test_wrong_pixels_are_named(wrong):
     with pytest.raises(ValueError) as error:
         encoder()(torch.zeros(shape))
     assert str(error.value) == (
-        "pixels must be [batch, num_frames, 3, height, width] = ['batch', 4, 3, 24, 24], got "
-        f"{list(shape)}; VideoEncoder.set_num_frames changes the frames, image_size at building "
-        "the size"
+        "expected pixels [batch, num_frames, 3, height, width] = ['batch', 4, 3, 24, 24], got "
+        f"{list(shape)}: call VideoEncoder.set_num_frames to change the frames, or build the "
+        "encoder with another image_size"
     )
 
 
@@ -260,7 +260,8 @@ def test_vision_weights_left_over_or_of_another_shape_are_named(saved):
     finally:
         save_file(weights, file, metadata={"format": "pt"})
     assert str(error.value).endswith(
-        f"left over {prefix}adapter.weight; shapes {prefix}post_layernorm.bias: [7] instead of [24]"
+        f"unexpected {prefix}adapter.weight; "
+        f"shapes {prefix}post_layernorm.bias: expected [24], got [7]"
     )
 
 
@@ -280,7 +281,8 @@ def test_another_model_is_refused(tmp_path):
     CLIPVisionModel(CLIPVisionConfig(**VISION)).save_pretrained(tmp_path)
     with pytest.raises(ValueError) as error:
         VideoEncoder.from_pretrained(tmp_path)
-    assert str(error.value).startswith(f"{tmp_path} is a clip_vision_model model, wanted a Blip")
+    assert str(error.value).startswith(f"{tmp_path} must be a Blip")
+    assert ", got a clip_vision_model model; " in str(error.value)
 
 
 @pytest.mark.parametrize("kind", ["blip_text_model", "blip_2_vision_model", "blip-2"])
@@ -288,7 +290,8 @@ def test_other_blip_like_models_are_refused(kind, tmp_path):
     (tmp_path / "config.json").write_text(f'{{"model_type": "{kind}"}}')
     with pytest.raises(ValueError) as error:
         VideoEncoder.from_pretrained(tmp_path)
-    assert str(error.value).startswith(f"{tmp_path} is a {kind} model, wanted a Blip")
+    assert str(error.value).startswith(f"{tmp_path} must be a Blip")
+    assert f", got a {kind} model; " in str(error.value)
 
 
 def test_a_directory_that_does_not_exist_is_an_os_error(tmp_path):
@@ -451,7 +454,9 @@ def test_the_weights_given_are_not_those_trained():
 def test_entries_beside_the_tower_may_be_anything():
     _, weights = original()
     assert from_original({**weights, "epoch": 3, 5: None})
-    with pytest.raises(ValueError, match=r"holds other things than tensors: visual_encoder\.norm"):
+    with pytest.raises(
+        ValueError, match=r"holds entries that are not tensors: visual_encoder\.norm"
+    ):
         from_original({**weights, "visual_encoder.norm": 3})
 
 
@@ -480,41 +485,41 @@ def changed(remove=(), **added):
 WRONG_CHECKPOINTS = {
     "patch size": (
         lambda: from_original(changed(), patch_size=6),
-        "patch_size must be that of state_dict, 8, got 6",
+        "expected patch_size=8, as in state_dict, got 6",
     ),
     "image size": (
         lambda: from_original(changed(), image_size=28),
-        "image_size must be a multiple of the patch size 8, got 28",
+        "expected image_size to be a multiple of the patch size 8, got 28",
     ),
     "heads": (
         lambda: from_original(changed(), num_heads=5),
-        "num_heads = 5 must divide the width of state_dict, 24",
+        "expected num_heads to divide 24, the width of state_dict, got 5",
     ),
     "missing": (
         lambda: from_original(changed(["blocks.1.attn.qkv.bias", "norm.weight"])),
         "state_dict does not fit BlipVisionModel: missing "
         "encoder.layers.1.self_attn.qkv.bias, post_layernorm.weight",
     ),
-    "left over": (
+    "unexpected": (
         lambda: from_original(changed(blocks__0__attn__gate=torch.zeros(1))),
-        "state_dict does not fit BlipVisionModel: left over blocks.0.attn.gate",
+        "state_dict does not fit BlipVisionModel: unexpected blocks.0.attn.gate",
     ),
     "shape": (
         lambda: from_original(changed(blocks__0__norm1__bias=torch.zeros(7))),
-        "state_dict does not fit BlipVisionModel: shapes encoder.layers.0.layer_norm1.bias: [7] "
-        "instead of [24]",
+        "state_dict does not fit BlipVisionModel: shapes encoder.layers.0.layer_norm1.bias: "
+        "expected [24], got [7]",
     ),
     "all of it": (
         lambda: from_original(
             changed(["norm.bias"], norm__weight=torch.zeros(1), head=torch.zeros(1))
         ),
-        "state_dict does not fit BlipVisionModel: missing post_layernorm.bias; left over head; "
-        "shapes post_layernorm.weight: [1] instead of [24]",
+        "state_dict does not fit BlipVisionModel: missing post_layernorm.bias; unexpected head; "
+        "shapes post_layernorm.weight: expected [24], got [1]",
     ),
     "no grid": (
         lambda: from_original(changed(pos_embed=torch.zeros(1, 9, DIM))),
-        "state_dict does not fit BlipVisionModel: shapes embeddings.position_embedding: [1, 9, 24] "
-        "instead of [1, 5, 24]",
+        "state_dict does not fit BlipVisionModel: shapes embeddings.position_embedding: "
+        "expected [1, 5, 24], got [1, 9, 24]",
     ),
     "a layer between": (
         lambda: from_original(
@@ -526,13 +531,12 @@ WRONG_CHECKPOINTS = {
     ),
     "another model": (
         lambda: from_original({"layer.weight": torch.zeros(2), "layer.bias": torch.zeros(2)}),
-        "state_dict is not an original BLIP checkpoint (visual_encoder.cls_token and so on), it "
-        "holds layer.bias, layer.weight; models in transformers' format are read from their "
-        "directory",
+        "state_dict is not an original BLIP checkpoint: expected visual_encoder.cls_token etc., "
+        "got layer.bias, layer.weight; for a model in transformers' format, pass its directory",
     ),
     "without prefix but with text": (
         lambda: from_original({"text_decoder.x": torch.zeros(1), **without_prefix(changed(), "")}),
-        "state_dict does not fit BlipVisionModel: left over text_decoder.x",
+        "state_dict does not fit BlipVisionModel: unexpected text_decoder.x",
     ),
 }
 
@@ -559,32 +563,32 @@ def write_truncated(path):
 
 UNREADABLE = {
     "missing": (lambda path: None, "does not exist"),
-    "directory": (lambda path: path.mkdir(), "cannot be read as a PyTorch checkpoint, "),
-    "empty": (lambda path: path.touch(), "cannot be read as a PyTorch checkpoint, "),
-    "truncated": (write_truncated, "cannot be read as a PyTorch checkpoint, "),
+    "directory": (lambda path: path.mkdir(), "cannot be read as a PyTorch checkpoint ("),
+    "empty": (lambda path: path.touch(), "cannot be read as a PyTorch checkpoint ("),
+    "truncated": (write_truncated, "cannot be read as a PyTorch checkpoint ("),
     "text": (
         lambda path: path.write_text("visual_encoder, a text\n"),
-        "cannot be read as a PyTorch checkpoint, ",
+        "cannot be read as a PyTorch checkpoint (",
     ),
     "bytes": (
         lambda path: path.write_bytes(b"\x80\x02a" + bytes(range(256))),
-        "cannot be read as a PyTorch checkpoint, ",
+        "cannot be read as a PyTorch checkpoint (",
     ),
     "another text": (
         lambda path: path.write_text("abort"),
-        "cannot be read as a PyTorch checkpoint, ",
+        "cannot be read as a PyTorch checkpoint (",
     ),
     "plain pickle": (
         lambda path: path.write_bytes(pickle.dumps([1, 2], protocol=2)),
-        "cannot be read as a PyTorch checkpoint, ",
+        "cannot be read as a PyTorch checkpoint (",
     ),
     "tensor": (
         lambda path: torch.save(torch.zeros(2), path),
-        "holds a Tensor, not a checkpoint's mapping",
+        "must hold a mapping of weights, got a Tensor",
     ),
     "class": (
         lambda path: torch.save({"model": Malicious(path.parent / "touched")}, path),
-        "cannot be read as a PyTorch checkpoint, UnpicklingError: Weights only load failed",
+        "cannot be read as a PyTorch checkpoint (UnpicklingError: Weights only load failed",
     ),
 }
 
@@ -605,21 +609,21 @@ def test_frames_are_those_of_the_layers():
     tm.set_num_frames(encoder, 2)
     assert encoder.num_frames == 2
     encoder(clip(num_frames=2))
-    with pytest.raises(ValueError, match="pixels must be"):
+    with pytest.raises(ValueError, match="expected pixels"):
         encoder(clip())
     tm.mix_tokens(encoder, FRAMES, layers=(0,))
-    with pytest.raises(ValueError, match=r"layers are set to \[2, 4\] frames"):
+    with pytest.raises(ValueError, match=r"expected one num_frames for all layers, got \[2, 4\]"):
         encoder(clip())
 
 
 def test_only_blip_has_a_place(tmp_path):
-    with pytest.raises(ValueError, match="or a BlipVisionConfig, got CLIPVisionConfig"):
+    with pytest.raises(ValueError, match="or BlipVisionConfig, got CLIPVisionConfig"):
         VideoEncoder(CLIPVisionConfig(**VISION))
     model = redraw(BlipVisionModel(BlipVisionConfig(**VISION)))
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     for architectures, text in (
-        (["Nonsense"], "is a Nonsense model, wanted a BlipForConditionalGeneration or "),
+        (["Nonsense"], "or BlipVisionModel, got a Nonsense model; "),
         (None, None),
     ):
         config["architectures"] = architectures

@@ -59,8 +59,8 @@ def test_what_neither_has_is_named_with_its_cause(calls, monkeypatch):
     with pytest.raises(ValueError) as error:
         hub.model_folder("a/b", PATTERNS, "do this")
     assert str(error.value) == (
-        "a/b is no directory or file, and the Hugging Face hub does not give it, "
-        "ConnectionError: no network; do this"
+        "a/b is not a directory or file, and fetching it from the Hugging Face hub failed "
+        "(ConnectionError: no network); do this"
     )
 
 

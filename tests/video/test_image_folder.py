@@ -56,7 +56,7 @@ def empty_folder(folder):
 def image_without_number(folder):
     write_image(folder / "1.png", picture(1, 16, 16))
     write_image(folder / "cover.png", picture(1, 16, 16))
-    return folder / "cover.png", "has no number in its name to order it by; rename or move it"
+    return folder / "cover.png", "needs a number in its name for ordering; rename or move it"
 
 
 def images_of_one_number(folder):
@@ -100,7 +100,7 @@ def test_truncated_image(tmp_path, suffix, kept):
 
 def test_folder_has_no_clock(tmp_path):
     write_image(tmp_path / "1.png", picture(1, 16, 16))
-    with pytest.raises(ClipError, match=rf"^{tmp_path}: a folder of images has no clock"):
+    with pytest.raises(ClipError, match=rf"^{tmp_path}: a folder of images has no timestamps"):
         read_clip(tmp_path, end=2.0)
 
 

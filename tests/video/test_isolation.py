@@ -70,8 +70,8 @@ def test_results_come_in_order_though_calls_hang_and_crash(tmp_path, monkeypatch
     failures = {i: r for i, r in zip(items, results, strict=True) if isinstance(r, Failure)}
     reasons = {item: failure.reason for item, failure in failures.items()}
     assert reasons == {
-        "crash": "crashed the process that read it (SIGSEGV)",
-        "leave": "crashed the process that read it (exit status 3)",
+        "crash": "crashed the process reading it (SIGSEGV)",
+        "leave": "crashed the process reading it (exit status 3)",
         "hang": "took more than 2 s",
         "hang too": "took more than 2 s",
     }
@@ -125,5 +125,5 @@ def test_script_without_a_guard_is_told_so(tmp_path):
     assert process.returncode == 1
     assert out == ""
     last = err.strip().splitlines()[-1]
-    assert last.startswith("RuntimeError: a process to read videos in could not start; ")
+    assert last.startswith("RuntimeError: a process for reading videos could not start; ")
     assert '__name__ == "__main__"' in last

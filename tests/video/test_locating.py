@@ -86,7 +86,7 @@ def test_paths_without_suffix(tmp_path):
 def test_folders_that_are_none(tmp_path):
     touch(tmp_path, "a.mp4")
     for path in (tmp_path / "a.mp4", tmp_path / "gone"):
-        with pytest.raises(NotADirectoryError, match="is not a folder; it should be that of the"):
+        with pytest.raises(NotADirectoryError, match="is not a folder: pass the folder of"):
             scan(path)
 
 

@@ -42,7 +42,7 @@ def test_a_manifest_written_by_hand(tmp_path):
     assert manifest.path_of(manifest.videos[1]) == tmp_path / "folder" / "b"
     elsewhere = read_manifest(path, tmp_path / "media")
     assert elsewhere.path_of(manifest.videos[0]) == tmp_path / "media" / "a.mp4"
-    with pytest.raises(ValueError, match=r"split is 'val', .* has no video; it has train, test$"):
+    with pytest.raises(ValueError, match=r"split is 'val', but .* with videos are: train, test$"):
         manifest.of_split("val")
 
 
@@ -83,7 +83,9 @@ def test_what_is_written_is_read(tmp_path_factory, fields):
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = write_manifest(tmp_path / "videos.jsonl", [Video("a", "a", ("x",), "train")])
     before = path.read_bytes()
-    with pytest.raises(ValueError, match=r"videos\.jsonl: video_id 'b' comes twice"):
+    with pytest.raises(
+        ValueError, match=r"videos\.jsonl: expected unique video_ids, got 'b' twice"
+    ):
         write_manifest(path, [Video("a", "b", ("x",), "train")] * 2)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
@@ -95,22 +97,22 @@ HOSTILE = {
     "deep": ("[" * 100_000, r"is not JSON"),
     "half a line": (lines(GOOD)[:30], r"is not JSON"),
     "missing": ('{"video": "a", "captions": []}', r"lacks video_id, split"),
-    "blank path": ({**GOOD, "video": " "}, r"video must be a string that is not blank, got ' '"),
-    "NUL": ({**GOOD, "video": "a\0.mp4"}, r"video must be a string"),
-    "surrogate": ({**GOOD, "video_id": "\ud800"}, r"video_id must be a string"),
-    "number": ({**GOOD, "video_id": 7}, r"video_id must be a string that is not blank, got 7"),
+    "blank path": ({**GOOD, "video": " "}, r"video must be a non-blank string, got ' '"),
+    "NUL": ({**GOOD, "video": "a\0.mp4"}, r"video must be a non-blank string"),
+    "surrogate": ({**GOOD, "video_id": "\ud800"}, r"video_id must be a non-blank string"),
+    "number": ({**GOOD, "video_id": 7}, r"video_id must be a non-blank string, got 7"),
     "bare caption": ({**GOOD, "captions": "dog"}, r"captions must be a list of strings, got 'dog'"),
     "caption": ({**GOOD, "captions": [1]}, r"captions must be a list of strings, got \(1,\)"),
     "split's type": ({**GOOD, "split": ["train"]}, r"split must be one of"),
-    "start": ({**GOOD, "start": -1}, r"start must be in seconds, 0 or more, got -1"),
-    "a flag": ({**GOOD, "start": True}, r"start must be in seconds"),
-    "NaN": ({**GOOD, "end": float("nan")}, r"end must be in seconds, 0 or more, got nan"),
-    "endless": ({**GOOD, "end": float("inf")}, r"end must be in seconds"),
-    "a string": ({**GOOD, "end": "3"}, r"end must be in seconds, 0 or more, got '3'"),
-    "order": ({**GOOD, "start": 3, "end": 3}, r"end must be more than start, 3, got 3"),
-    "end": ({**GOOD, "end": 0}, r"end must be more than start, 0, got 0"),
-    "an unknown split's span": ({**GOOD, "split": "x", "end": 0}, r"end must be more than start"),
-    "nothing said": ({**GOOD, "captions": [], "video": ""}, r"video must be a string"),
+    "start": ({**GOOD, "start": -1}, r"start must be at least 0 seconds, got -1"),
+    "a flag": ({**GOOD, "start": True}, r"start must be at least 0 seconds"),
+    "NaN": ({**GOOD, "end": float("nan")}, r"end must be at least 0 seconds, got nan"),
+    "endless": ({**GOOD, "end": float("inf")}, r"end must be at least 0 seconds"),
+    "a string": ({**GOOD, "end": "3"}, r"end must be at least 0 seconds, got '3'"),
+    "order": ({**GOOD, "start": 3, "end": 3}, r"end must be above start = 3, got 3"),
+    "end": ({**GOOD, "end": 0}, r"end must be above start = 0, got 0"),
+    "an unknown split's span": ({**GOOD, "split": "x", "end": 0}, r"end must be above start"),
+    "nothing said": ({**GOOD, "captions": [], "video": ""}, r"video must be a non-blank string"),
 }
 
 
@@ -137,7 +139,7 @@ PROBLEMS = {
     "no captions": (
         {**OTHER, "captions": []},
         None,
-        [("no captions", "video_id 'b': a video for training needs captions")],
+        [("no captions", "video_id 'b': a training video needs captions")],
     ),
     "blank caption": (
         {**OTHER, "captions": ["", "a", "\t"]},
@@ -152,7 +154,7 @@ PROBLEMS = {
         None,
         [
             ("empty caption", "video_id 'b': caption 0 is blank"),
-            ("no captions", "video_id 'b': a video for training needs captions"),
+            ("no captions", "video_id 'b': a training video needs captions"),
         ],
     ),
     "only blank, for testing": (
@@ -173,7 +175,7 @@ PROBLEMS = {
     "twice": (
         {**OTHER, "video_id": "first", "captions": ["another"]},
         None,
-        [("duplicate", "video_id 'first' stands in line 1 already")],
+        [("duplicate", "video_id 'first' already appears in line 1")],
     ),
 }
 
@@ -201,7 +203,7 @@ def test_a_line_left_out_does_not_take_the_place_of_another(tmp_path):
         ("unknown split", "line 1"),
         ("duplicate", "line 3"),
     ]
-    assert manifest.problems[1].what == "video_id 'a' stands in line 2 already"
+    assert manifest.problems[1].what == "video_id 'a' already appears in line 2"
 
 
 def test_a_summary_counts_by_kind():
@@ -236,7 +238,7 @@ def test_work_grows_with_the_number_of_lines_alone(tmp_path):
 def test_other_encodings_are_named(tmp_path, encoding):
     path = tmp_path / "videos.jsonl"
     path.write_text(lines(GOOD).replace("dog", "caf\xe9"), encoding=encoding)
-    with pytest.raises(ValueError, match=r"line 1: is not in UTF-8; convert the file"):
+    with pytest.raises(ValueError, match=r"line 1: is not UTF-8; convert the file"):
         read_manifest(path)
 
 
@@ -261,5 +263,5 @@ def test_files_that_are_not_there(tmp_path):
     write_manifest(path, [Video(n, n, (), "val") for n in ("here.mp4", "frames", "gone.mp4")])
     assert [video.video for video in missing(read_manifest(path), "val")] == ["gone.mp4"]
     path.write_text("")
-    with pytest.raises(ValueError, match="it has none at all"):
+    with pytest.raises(ValueError, match="splits with videos are: none"):
         missing(read_manifest(path), "val")

@@ -69,24 +69,30 @@ GOOD = json.dumps([entry(1), entry(2)])
         (GOOD[:30], r"is not JSON: .* at line 1, column \d+"),
         ("", r"is not JSON: Expecting value at line 1, column 1, is it cut off\?"),
         (GOOD.replace(",", ";"), r"is not JSON: .* at line 1, column 16$"),
-        ("[" * 200_000, "is not JSON that can be read"),
-        (f'[{{"image_id": {"9" * 5000}, "caption": "x"}}]', "is not JSON that can be read"),
+        ("[" * 200_000, "is not readable JSON"),
+        (f'[{{"image_id": {"9" * 5000}, "caption": "x"}}]', "is not readable JSON"),
         ("café".encode("latin-1"), r"is not UTF-8 \(byte 3 is 0xe9\): save it"),
         (GOOD.encode("utf-16"), r"is not UTF-8 \(byte 0 is 0xff\)"),
-        ({"annotations": []}, r"holds an object, predictions are a list: \[\{"),
-        ("null", "holds null, predictions are a list"),
-        ([entry(1), 5], r": entry 2 is 5, it must be an object"),
-        ([entry(1), [1, "x"]], r": entry 2 is a list, it must be an object"),
-        ([entry(1.0)], r": entry 1: image_id is 1\.0, it must be a whole number or a string"),
-        ([entry(True)], ": entry 1: image_id is true, it must be"),
-        ([entry(None)], ": entry 1: image_id is null, it must be"),
-        ([entry("")], ': entry 1: image_id is "", it must be'),
-        ([entry({})], ": entry 1: image_id is an object, it must be"),
-        ([{"caption": "x"}], ": entry 1: image_id is missing, it must be"),
-        ([entry(1), {"image_id": 2}], r"entry 2 \(image_id 2\): caption is missing, it must be a"),
-        ([entry(1, None)], r"entry 1 \(image_id 1\): caption is null, it must be a string"),
-        ([entry(1, ["x"])], r"entry 1 \(image_id 1\): caption is a list, it must be"),
-        ([entry(1), entry(2), entry("1")], ": entry 3: image_id '1' has a caption already"),
+        ({"annotations": []}, r"must hold a list of predictions, \[\{.*, got an object$"),
+        ("null", "must hold a list of predictions, .*, got null$"),
+        ([entry(1), 5], r": entry 2 must be an object, got 5"),
+        ([entry(1), [1, "x"]], r": entry 2 must be an object, got a list"),
+        ([entry(1.0)], r": entry 1: image_id must be an integer or a string, got 1\.0"),
+        ([entry(True)], ": entry 1: image_id must be .*, got true"),
+        ([entry(None)], ": entry 1: image_id must be .*, got null"),
+        ([entry("")], ': entry 1: image_id must be .*, got ""'),
+        ([entry({})], ": entry 1: image_id must be .*, got an object"),
+        ([{"caption": "x"}], ": entry 1: image_id must be .*, got nothing"),
+        (
+            [entry(1), {"image_id": 2}],
+            r"entry 2 \(image_id 2\): caption must be a string, got nothing",
+        ),
+        ([entry(1, None)], r"entry 1 \(image_id 1\): caption must be a string, got null"),
+        ([entry(1, ["x"])], r"entry 1 \(image_id 1\): caption must be a string, got a list"),
+        (
+            [entry(1), entry(2), entry("1")],
+            ": entry 3: expected one caption per image_id, got two for '1'",
+        ),
     ],
 )
 def test_predictions_that_cannot_be_are_named_with_file_and_entry(file, content, sentence):
@@ -100,14 +106,20 @@ def test_predictions_that_cannot_be_are_named_with_file_and_entry(file, content,
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ([entry(1)], "holds a list without a list of annotations, references are"),
-        ({"annotations": {"1": "x"}}, "holds an object without a list of annotations"),
+        ([entry(1)], "must hold a list of annotations, .*, got a list without one$"),
+        (
+            {"annotations": {"1": "x"}},
+            "must hold a list of annotations, .*, got an object without one$",
+        ),
         (
             {"annotations": [entry(1), entry(2, 3)]},
-            r"entry 2 \(image_id 2\): caption is 3, it must",
+            r"entry 2 \(image_id 2\): caption must be a string, got 3",
         ),
-        ({"annotations": [], "images": {}}, "images is an object, it must be a list"),
-        ({"annotations": [], "images": [{"id": 1}, {}]}, "entry 2 of images: id is missing"),
+        ({"annotations": [], "images": {}}, "images must be a list, got an object"),
+        (
+            {"annotations": [], "images": [{"id": 1}, {}]},
+            "entry 2 of images: id must be .*, got nothing",
+        ),
     ],
 )
 def test_references_that_cannot_be_are_named_with_file_and_entry(file, content, sentence):
@@ -121,21 +133,21 @@ def test_an_id_without_captions_has_no_references():
     for only_predicted in (False, True):
         with pytest.raises(
             ValueError,
-            match=r"no references for 1 \('2'\) of the 2 ids predicted; an id there is '1'$",
+            match=r"references lack 1 \('2'\) of the 2 ids in predictions; .* such as '1'$",
         ):
             paired({"1": "y", "2": "z"}, references, only_predicted=only_predicted)
 
 
 def test_an_id_that_one_side_lacks_is_named():
     with pytest.raises(
-        ValueError, match=r"no references for 1 \('7'\) of the 2 ids predicted; an id there is '1'$"
+        ValueError, match=r"references lack 1 \('7'\) of the 2 ids in predictions; .* such as '1'$"
     ):
         paired({"1": "x", "7": "y"}, {"1": ["x"], "8": ["y"]})
     references = {str(number): ["x"] for number in range(9)}
-    with pytest.raises(ValueError, match=r"no predictions for 7 \('2', .* '6', \.\.\.\) of the 9"):
+    with pytest.raises(ValueError, match=r"predictions lack 7 \('2', .* '6', \.\.\.\) of the 9"):
         paired({"0": "x", "1": "y"}, references)
-    with pytest.raises(ValueError, match="--only-predicted scores those alone"):
+    with pytest.raises(ValueError, match="pass --only-predicted to score only the predicted"):
         paired({"0": "x"}, references)
     assert paired({"4": "x"}, references, only_predicted=True) == ({"4": "x"}, {"4": ["x"]})
-    with pytest.raises(ValueError, match="no references for"):
+    with pytest.raises(ValueError, match="references lack 1 "):
         paired({"0": "x", "10": "y"}, references, only_predicted=True)

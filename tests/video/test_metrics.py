@@ -92,13 +92,17 @@ def test_any_number_type_ranks_alike(dtype):
         (
             torch.zeros(3),
             torch.zeros(3).long(),
-            r"shape \[3\], it must be \[num_texts, num_videos\]",
+            r"expected similarity \[num_texts, num_videos\], .*, got \[3\]",
         ),
-        (torch.zeros(0, 4), torch.zeros(0).long(), "at least one each"),
-        (torch.zeros(2, 2), torch.zeros(3).long(), r"shape \[3\], it must be .* \[2\]"),
-        (torch.zeros(2, 2), torch.zeros(2), "text_videos is torch.float32"),
-        (torch.zeros(2, 2), torch.tensor([0, 2]), "from 0 to 2, it must be from 0 to 1"),
-        (torch.zeros(2, 2), torch.tensor([-1, 0]), "from -1 to 0"),
+        (torch.zeros(0, 4), torch.zeros(0).long(), "each at least 1, got .0, 4."),
+        (
+            torch.zeros(2, 2),
+            torch.zeros(3).long(),
+            r"text_videos to be torch.int64 \[2\].* got torch.int64 \[3\]",
+        ),
+        (torch.zeros(2, 2), torch.zeros(2), r"got torch.float32 \[2\]"),
+        (torch.zeros(2, 2), torch.tensor([0, 2]), "text_videos from 0 to 1, .*, got 0 to 2"),
+        (torch.zeros(2, 2), torch.tensor([-1, 0]), "got -1 to 0"),
         (torch.tensor([[0, math.nan], [0, 0]]), torch.zeros(2).long(), "NaN in 1 of its 2 rows"),
     ],
 )
@@ -186,13 +190,13 @@ def test_the_best_of_several_references_counts():
 @pytest.mark.parametrize(
     ("predictions", "references", "text"),
     [
-        ({"a": "x"}, {"a": ["x"], "b": ["y"]}, "predictions lack 1 ids that the other has: 'b'"),
-        ({"a": "x", "7": "y"}, {"a": ["x"]}, "references lack 1 ids that the other has: '7'"),
-        ({}, {str(i): ["x"] for i in range(9)}, r"lack 9 ids .*'0', '1', '2', '3', '4', \.\.\.$"),
-        ({}, {}, "predictions are empty"),
-        ({"a": "x"}, {"a": []}, r"references of 'a' must be a list of at least one caption"),
-        ({"a": "x"}, {"a": "x"}, r"references of 'a' must be a list .* got 'x'"),
-        ({"a": "x"}, {"a": ["..."]}, "references hold no word at all"),
+        ({"a": "x"}, {"a": ["x"], "b": ["y"]}, "predictions lack 1: 'b'"),
+        ({"a": "x", "7": "y"}, {"a": ["x"]}, "references lack 1: '7'"),
+        ({}, {str(i): ["x"] for i in range(9)}, r"lack 9: '0', '1', '2', '3', '4', \.\.\.$"),
+        ({}, {}, "expected at least one prediction, got none"),
+        ({"a": "x"}, {"a": []}, r"references for 'a' must be a non-empty list of captions"),
+        ({"a": "x"}, {"a": "x"}, r"references for 'a' must be a non-empty list .* got 'x'"),
+        ({"a": "x"}, {"a": ["..."]}, "expected at least one word in references, got none"),
     ],
 )
 def test_captions_that_cannot_be_scored_are_refused(predictions, references, text):

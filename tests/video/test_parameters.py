@@ -206,9 +206,13 @@ def test_one_backbone_and_task_can_be_asked_for(rows):
     some = count("vit-b16", "retrieval")
     wanted = [row for row in rows.values() if (row.backbone, row.task) == ("vit-b16", "retrieval")]
     assert some == wanted
-    with pytest.raises(ValueError, match="backbone must be one of 'vit-b16', 'vit-l16', got 'x'"):
+    with pytest.raises(
+        ValueError, match="expected backbone to be one of 'vit-b16', 'vit-l16', got 'x'"
+    ):
         count("x")
-    with pytest.raises(ValueError, match="task must be 'captioning' or 'retrieval', got 'x'"):
+    with pytest.raises(
+        ValueError, match="expected task to be 'captioning' or 'retrieval', got 'x'"
+    ):
         count("vit-b16", "x")
 
 

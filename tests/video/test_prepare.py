@@ -154,8 +154,8 @@ def test_spans_of_videos_cut_and_uncut(tmp_path, videos):
     # Images have no clock, so the span could not be found in them.
     assert found["x-_000005_000015"] == ("videos/x-_000005_000015.mp4", None, None)
     assert [p.what for p in prepared.problems if "x-" in p.what] == [
-        "video 'x-_000005_000015' is not in the videos' folder, for one as x-_000005_000015.mp4; "
-        "x- is a folder of images, without a clock to find the span by"
+        "video 'x-_000005_000015' is not in the videos' folder, expected at x-_000005_000015.mp4; "
+        "x- is a folder of images, without timestamps to find the span"
     ]
     (videos / f"{cut}.mp4").unlink()
     prepared = prepare("vatex", [folder], videos, tmp_path)
@@ -352,7 +352,7 @@ def test_what_is_tested_is_not_trained_on(tmp_path, videos, dataset):
     problems = [p for p in prepared.problems if p.kind == "in two splits"]
     assert len(problems) == (2 if dataset == "msvd" else 1)
     assert problems[0].where.startswith(str(folder / next(iter(files))))
-    assert f"video {test[0]!r} of train is left to test, in {folder}" in problems[0].what
+    assert f"video {test[0]!r} in train is kept only for test, in {folder}" in problems[0].what
     assert summary(problems[:1]) == "1 video in two splits"
     assert summary(problems[:1] * 2) == "2 videos in two splits"
 
@@ -378,7 +378,9 @@ def test_missing_videos_are_listed_and_dropped_if_asked(tmp_path, videos):
     assert missing(read_manifest(path), "train") == []
     with pytest.raises(ValueError, match=r"videos\[2\]: video 'video2' is not in"):
         prepare("msrvtt", [folder], videos, tmp_path, strict=True)
-    with pytest.raises(ValueError, match=r"^no video is left: 4 missing videos$"):
+    with pytest.raises(
+        ValueError, match=r"^expected at least one usable video, got none: 4 missing videos$"
+    ):
         prepare("msrvtt", [folder], folder, tmp_path, drop_missing=True)
 
 
@@ -390,7 +392,7 @@ def test_videos_of_one_name_are_listed(tmp_path, videos):
     assert [(p.kind, p.what) for p in prepared.problems] == [
         (
             "ambiguous video",
-            "video 'video0' is there as video0.avi, video0, b/video0.mp4; the first is taken",
+            "video 'video0' exists as video0.avi, video0, b/video0.mp4; using the first",
         )
     ]
     assert prepared.videos[0].video == "videos/video0.avi"
@@ -424,13 +426,25 @@ REFUSED = {
     "list for captioning": (
         ("msrvtt", []),
         {"training_list": "9k"},
-        "training_list is for retrieval on msrvtt alone",
+        "training_list applies only to retrieval on msrvtt",
     ),
-    "lists without files": (("lists", []), {}, "lists takes a file for each split, train, val"),
-    "lists with a file": (("lists", ["x.json"]), {"splits": {"val": "x"}}, "and no others"),
-    "a split": (("lists", []), {"splits": {"dev": "x"}}, "splits are train, val, test, got 'dev'"),
-    "splits": (("msvd", []), {"splits": {"val": "x"}}, "files by split are for lists; msvd knows"),
-    "nothing": (("vatex", []), {}, r"none of vatex_training_v1\.0\.json, .* is in no file or"),
+    "lists without files": (("lists", []), {}, r"lists takes one file per split \(train, val"),
+    "lists with a file": (("lists", ["x.json"]), {"splits": {"val": "x"}}, "and no other files"),
+    "a split": (
+        ("lists", []),
+        {"splits": {"dev": "x"}},
+        "splits must be among train, val, test, got 'dev'",
+    ),
+    "splits": (
+        ("msvd", []),
+        {"splits": {"val": "x"}},
+        "files by split are for lists; msvd recognises",
+    ),
+    "nothing": (
+        ("vatex", []),
+        {},
+        r"expected one of vatex_training_v1\.0\.json, .*, got no file or",
+    ),
 }
 
 

@@ -71,7 +71,7 @@ def test_another_folder_of_videos_is_suspected(tokenmix, world, tmp_path):
     assert f"None of the videos is in {wrong}: is --videos right?" in said
     status, _, err = tokenmix(*given, tmp_path / "none", "--drop-missing")
     assert status == 1
-    assert "no video is left: 20 missing videos" in err
+    assert "expected at least one usable video, got none: 20 missing videos" in err
     assert not (tmp_path / "none").exists()
 
 
@@ -118,5 +118,5 @@ def test_a_manifest_in_the_way_is_left_alone(tokenmix, world, tmp_path):
     before = out.read_bytes()
     status, _, err = tokenmix("vatex", tmp_path, "--videos", world, "--out", out, "--force")
     assert status == 1
-    assert "none of vatex_training_v1.0.json" in err
+    assert "expected one of vatex_training_v1.0.json" in err
     assert out.read_bytes() == before

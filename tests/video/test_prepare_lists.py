@@ -112,12 +112,12 @@ def test_a_number_that_several_videos_have_is_none_of_theirs(tmp_path, videos):
     assert [(p.kind, p.what) for p in prepared.problems] == [
         (
             "in two splits",
-            f"video 'c6' of train is left to val, in {folder / 'val.json'}, annotations[1]",
+            f"video 'c6' in train is kept only for val, in {folder / 'val.json'}, annotations[1]",
         ),
         (
             "missing video",
-            "video '5' is not in the videos' folder, for one as 5.mp4; "
-            "several have its number: c05, c5",
+            "video '5' is not in the videos' folder, expected at 5.mp4; "
+            "several videos have its number: c05, c5",
         ),
     ]
 
@@ -135,7 +135,7 @@ def test_a_number_in_a_name_is_an_id_only_by_a_visible_convention(tmp_path, vide
     touch(videos, "video1.mp4")
     prepared = prepare("lists", [], videos, tmp_path, splits=splits)
     assert prepared.problems[0].what.endswith(
-        "46.mp4; which numbers count cannot be told, for names there begin with 'clip', 'video'"
+        "46.mp4; its number is ambiguous, because names there start with 'clip', 'video'"
     )
     touch(videos, "46.mp4")
     prepared = prepare("lists", [], videos, tmp_path, splits=splits)
@@ -169,12 +169,12 @@ def test_a_path_is_looked_for_before_a_name(tmp_path, videos):
     assert [(p.kind, p.what) for p in prepared.problems if p.kind != "ambiguous video"] == [
         (
             "missing video",
-            "video 'sub/gone' is not in the videos' folder, for one as sub/gone.mp4",
+            "video 'sub/gone' is not in the videos' folder, expected at sub/gone.mp4",
         ),
         (
             "missing video",
-            "video 'x/c' is not in the videos' folder, for one as x/c.mp4; "
-            "frames/c has its name, but other videos are listed by that name too",
+            "video 'x/c' is not in the videos' folder, expected at x/c.mp4; "
+            "frames/c has its name, but other listed videos have that name too",
         ),
     ]
 

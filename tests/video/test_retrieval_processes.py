@@ -160,8 +160,8 @@ def test_the_temperature_stays_in_its_range_however_the_model_is_placed(both):
 
 
 def test_batches_of_several_shapes_are_refused_by_all_processes(both):
-    either = "all processes must have as many pairs, with texts padded to one length; got "
-    later = "all batches must be as the first, 2 pairs with texts padded to 7 tokens; got 2 of 5"
+    either = "all processes must have equally many pairs, with texts padded to one length, got "
+    later = "all batches must match the first: expected 2 pairs of 7 tokens, got 2 of 5"
     for found in both:
         pairs, lengths, changed = found["said"]
         assert pairs == f"{either}(3, 2) pairs of (7, 7) tokens"

@@ -61,14 +61,16 @@ def test_ids_that_were_not_predicted_can_be_left_out(files, capsys):
     predictions, references = files
     rows = json.loads(predictions.read_text())
     predictions.write_text(json.dumps(rows[:2]))
-    with pytest.raises(SystemExit, match=r"no predictions for 1 \('video3'\) .* --only-predicted"):
+    with pytest.raises(SystemExit, match=r"predictions lack 1 \('video3'\) .* --only-predicted"):
         tokenmix(predictions, references, *PYTHON)
     tokenmix(predictions, references, *PYTHON, "--only-predicted", "--json")
     found = json.loads(capsys.readouterr().out)
     assert (found["ids"], found["references"]) == (2, 3)
     rows.append({"image_id": "video4", "caption": "x"})
     predictions.write_text(json.dumps(rows))
-    with pytest.raises(SystemExit, match=r"no references for 1 .'video4'. of the 4 ids predicted"):
+    with pytest.raises(
+        SystemExit, match=r"references lack 1 .'video4'. of the 4 ids in predictions"
+    ):
         tokenmix(predictions, references, *PYTHON, "--only-predicted")
 
 
@@ -95,7 +97,7 @@ def test_ids_without_captions_are_counted(files, tmp_path, capsys):
     assert capsys.readouterr() == (out, said)
     rows = [*json.loads(predictions.read_text()), {"image_id": "8", "caption": "x"}]
     predictions.write_text(json.dumps(rows))
-    with pytest.raises(SystemExit, match=r"no references for 1 \('8'\) of the 4 ids predicted"):
+    with pytest.raises(SystemExit, match=r"references lack 1 \('8'\) of the 4 ids in predictions"):
         tokenmix(*files, *PYTHON)
 
 
@@ -113,14 +115,18 @@ def test_references_may_be_a_list_of_videos(files, tmp_path, capsys):
     tokenmix(files[0], listed, "--split", "val", *PYTHON, "--json")
     first, second = map(json.loads, capsys.readouterr().out.splitlines())
     assert first == second
-    with pytest.raises(SystemExit, match=r"no references for 3 .* of the 3 ids predicted"):
+    with pytest.raises(SystemExit, match=r"references lack 3 .* of the 3 ids in predictions"):
         tokenmix(files[0], listed, *PYTHON)
 
 
 def test_what_cannot_be_scored_is_a_sentence(files, tmp_path):
     with pytest.raises(SystemExit, match=r"^tokenmix: .*none\.json"):
         tokenmix(files[0], tmp_path / "none.json")
-    with pytest.raises(SystemExit, match=r"^tokenmix: .*predictions\.json holds a list without"):
+    with pytest.raises(
+        SystemExit, match=r"^tokenmix: .*predictions\.json must hold a list of annotations"
+    ):
         tokenmix(files[0], files[0])
-    with pytest.raises(SystemExit, match=r"^tokenmix: time_limit is 0\.0, it must be seconds"):
+    with pytest.raises(
+        SystemExit, match=r"^tokenmix: expected time_limit above 0 seconds, got 0\.0"
+    ):
         tokenmix(*files, "--time-limit", "0")

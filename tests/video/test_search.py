@@ -157,7 +157,7 @@ def test_only_what_changed_is_embedded(model, folder, tmp_path, monkeypatch):
     said = []
     found = update(model, folder, say=said.append)
     assert len(seen) == 8
-    assert said == ["3 of 5 videos are indexed already"]
+    assert said == ["3 of 5 videos are already indexed"]
     assert [e.video for e in found.entries] == [
         *("again.mp4", "b.mp4", "c.mp4"),
         "more/d.mp4",
@@ -206,7 +206,7 @@ def test_nothing_readable_is_an_index_too(model, tmp_path):
 
 def test_a_video_with_an_embedding_that_is_not_finite_is_refused(model, folder, monkeypatch):
     monkeypatch.setattr(model, "embed_video", lambda _: torch.full((4,), torch.nan))
-    with pytest.raises(RuntimeError, match="not finite: try another --precision"):
+    with pytest.raises(RuntimeError, match="non-finite embedding: try another --precision"):
         update(model, folder)
 
 
@@ -325,7 +325,7 @@ def test_a_process_killed_midway_is_gone_on_with(model, folder, tmp_path):
     said = []
     # At once, although processes that read for the other one may not have ended.
     update(model, folder, index, say=said.append)
-    assert said == ["2 of 5 videos are indexed already"]
+    assert said == ["2 of 5 videos are already indexed"]
     update(model, folder, tmp_path / "one go")
     assert content(index) == content(tmp_path / "one go")
 
@@ -342,11 +342,11 @@ def test_ctrl_c_keeps_what_is_done_and_says_so(model, folder, tmp_path, monkeypa
     with pytest.raises(KeyboardInterrupt):
         update(model, folder, tmp_path / "index", track=track, say=said.append)
     assert said == [
-        "stopped: 3 of 5 videos are indexed; the same command goes on from there",
+        "stopped: 3 of 5 videos are indexed; run the same command to resume",
     ]
     seen = embedded(model, monkeypatch)
     update(model, folder, tmp_path / "index", say=said.append)
-    assert said[1] == "3 of 5 videos are indexed already"
+    assert said[1] == "3 of 5 videos are already indexed"
     assert len(seen) == 2
     update(model, folder)
     assert content(tmp_path / "index") == content(folder / ".tokenmix-search")
@@ -394,7 +394,7 @@ def test_a_damaged_index_is_named_and_can_be_made_anew(model, folder, file, harm
     else:
         os.truncate(path, size // 2 if harm == "cut" else 0)
     for _ in range(2):
-        with pytest.raises(DamagedIndex, match=r"make it anew with --rebuild"):
+        with pytest.raises(DamagedIndex, match=r"rebuild it with --rebuild"):
             update(model, folder)
     update(model, folder, rebuild=True)
     assert content(home) == before
@@ -426,18 +426,24 @@ def test_an_index_of_another_model_or_other_settings_is_refused(
     save_file(weights, other / "model.safetensors", {"format": "pt"})
     for what, changed in (
         ("model", SearchModel(str(other), OPENING)),
-        ("num_frames 2, not 3", SearchModel(checkpoint, Opening(num_frames=3, image_size=32))),
-        ("image_size 32, not 48", SearchModel(checkpoint, Opening(num_frames=2, image_size=48))),
-        ("precision no, not bf16", SearchModel(checkpoint, OPENING, precision="bf16")),
+        (
+            "num_frames=2 instead of 3",
+            SearchModel(checkpoint, Opening(num_frames=3, image_size=32)),
+        ),
+        (
+            "image_size=32 instead of 48",
+            SearchModel(checkpoint, Opening(num_frames=2, image_size=48)),
+        ),
+        ("precision=no instead of bf16", SearchModel(checkpoint, OPENING, precision="bf16")),
     ):
         with pytest.raises(ValueError, match="another model or other settings") as error:
             update(changed, folder)
         assert what in str(error.value)
-        assert "choose another folder with --index, or make it anew with --rebuild" in str(
+        assert "choose another folder with --index, or rebuild it with --rebuild" in str(
             error.value
         )
     update(changed, folder, rebuild=True)
-    with pytest.raises(ValueError, match="precision bf16, not no"):
+    with pytest.raises(ValueError, match="precision=bf16 instead of no"):
         update(model, folder)
 
 
@@ -475,19 +481,21 @@ def test_folders_that_cannot_be_or_are_others_are_refused(model, folder, tmp_pat
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="is not a folder"):
         update(model, tmp_path / "missing")
-    with pytest.raises(ValueError, match="has no videos: neither files ending in"):
+    with pytest.raises(
+        ValueError, match=r"expected videos in .*, got none: neither files ending in"
+    ):
         update(model, tmp_path / "none")
     with pytest.raises(OSError, match=r"cannot be written .* choose another folder with --index"):
         update(model, folder, tmp_path / "file" / "index")
-    with pytest.raises(ValueError, match="holds other files than an index"):
+    with pytest.raises(ValueError, match="holds files but no index"):
         update(model, folder, folder / "more", rebuild=True)
     update(model, folder, tmp_path / "index")
     (tmp_path / "elsewhere").mkdir()
     shutil.copy2(folder / "b.mp4", tmp_path / "elsewhere" / "x.mp4")
-    with pytest.raises(ValueError, match="is an index of other videos, 5, than are in"):
+    with pytest.raises(ValueError, match="indexes 5 videos, none of which is in"):
         update(model, tmp_path / "elsewhere", tmp_path / "index")
     assert len(lines(tmp_path / "index")) == 5
-    with pytest.raises(ValueError, match="workers is -1"):
+    with pytest.raises(ValueError, match="workers must be at least 0, got -1"):
         update_index(model, folder, workers=-1)
 
 
@@ -551,13 +559,13 @@ def test_re_ranking_gives_what_rank_gives(model, experiment_folder, tmp_path, mo
 def test_queries_and_numbers_that_cannot_be_are_refused(model, folder):
     index = update(model, folder)
     for options, text in (
-        ({"top": 0}, "top is 0, it must be at least 1"),
-        ({"rerank": -1}, "rerank is -1"),
-        ({"rerank": 3}, "rerank is 3, it must be 0, for none, or at least the 5 of top"),
+        ({"top": 0}, "top must be at least 1, got 0"),
+        ({"rerank": -1}, "rerank must be .*, got -1"),
+        ({"rerank": 3}, r"rerank must be 0 \(off\) or at least top = 5, got 3"),
     ):
         with pytest.raises(ValueError, match=text):
             search(model, index, ["a circle"], **options)
-    with pytest.raises(ValueError, match=r"query '!!! \.' has no words"):
+    with pytest.raises(ValueError, match=r"expected words in every query, got '!!! \.'"):
         search(model, index, ["a circle", "!!! ."])
 
 
@@ -733,8 +741,8 @@ def test_the_command_refuses_in_one_sentence(tokenmix, checkpoint, folder, tmp_p
     for arguments, text in (
         ((tmp_path / "none",), "is not a folder"),
         ((folder, "--html", tmp_path / "page.html"), "--html shows what is found: give a query"),
-        ((folder, "!"), "query '!' has no words"),
-        ((folder, "cat", "--rerank", "2"), "rerank is 2"),
+        ((folder, "!"), "expected words in every query, got '!'"),
+        ((folder, "cat", "--rerank", "2"), "got 2"),
     ):
         status, out, err = tokenmix(checkpoint, *arguments, *FLAGS)
         assert (status, out) == (1, "")

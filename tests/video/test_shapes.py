@@ -186,13 +186,13 @@ def test_a_world_that_ends_early_names_no_video_and_is_replaced(tmp_path):
 def test_videos_of_others_are_left_alone(tmp_path):
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "video0.mp4").write_bytes(b"mine")
-    with pytest.raises(ValueError, match="holds other files; choose another folder"):
+    with pytest.raises(ValueError, match="holds other files: choose another folder"):
         write_world(tmp_path, 1, size=32)
     assert (tmp_path / "videos" / "video0.mp4").read_bytes() == b"mine"
     other = tmp_path / "other"
     other.mkdir()
     (other / "videos.jsonl").write_text("mine")
-    with pytest.raises(ValueError, match=r"videos\.jsonl is there already; choose another folder"):
+    with pytest.raises(ValueError, match=r"videos\.jsonl already exists: choose another folder"):
         write_world(other, 1, size=32)
     assert (other / "videos.jsonl").read_text() == "mine"
 

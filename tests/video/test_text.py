@@ -113,10 +113,14 @@ def test_captions_are_cut_where_asked():
 
 
 WRONG = {
-    "one string": (("a man", 8), {}, "captions must be a list of one or more, got 'a man'"),
-    "none": (([], 8), {}, "captions must be a list of one or more, got []"),
-    "length": ((["a"], 1), {}, "max_length must be at least 2, for [CLS] and [SEP], got 1"),
-    "first": ((["a"], 8, "[CLS]"), {}, "first must be '[DEC]', '[ENC]' or None, got '[CLS]'"),
+    "one string": (("a man", 8), {}, "expected a non-empty list of captions, got 'a man'"),
+    "none": (([], 8), {}, "expected a non-empty list of captions, got []"),
+    "length": ((["a"], 1), {}, "expected max_length of at least 2, for [CLS] and [SEP], got 1"),
+    "first": (
+        (["a"], 8, "[CLS]"),
+        {},
+        "expected first to be '[DEC]', '[ENC]' or None, got '[CLS]'",
+    ),
 }
 
 
@@ -129,13 +133,15 @@ def test_wrong_arguments_are_named(wrong):
 
 
 def test_captions_without_words_are_refused():
-    with pytest.raises(ValueError, match=r"^captions must hold at least one word, got none$"):
+    with pytest.raises(ValueError, match=r"^expected at least one word in captions, got none$"):
         CaptionTokenizer.from_captions(["", " \n"])
 
 
 def test_a_folder_without_a_tokenizer_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"has no tokenizer\.json and no vocab\.txt; .*vocab\.txt"):
+    with pytest.raises(
+        ValueError, match=r"has neither tokenizer\.json nor vocab\.txt; .*vocab\.txt"
+    ):
         CaptionTokenizer.from_pretrained(tmp_path)
 
 
@@ -144,20 +150,18 @@ def test_a_damaged_tokenizer_is_named(tmp_path, content):
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(ValueError) as error:
         CaptionTokenizer.from_pretrained(tmp_path)
-    assert str(error.value).startswith(f"{tmp_path} has no readable BERT tokenizer, ")
+    assert str(error.value).startswith(f"{tmp_path} has no readable BERT tokenizer (")
 
 
 @pytest.mark.parametrize("words", [["a", "man", "[PAD]", "[CLS]", "b", "c"], ["<s>"], []])
 def test_another_vocabulary_is_named(words, tmp_path):
     (tmp_path / "vocab.txt").write_text("".join(f"{word}\n" for word in words))
-    with pytest.raises(
-        ValueError, match=r"tokenizer must be a BERT tokenizer, with \[PAD\] as its"
-    ):
+    with pytest.raises(ValueError, match=r"expected a BERT tokenizer with \[PAD\] at id 0"):
         CaptionTokenizer.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("model", ["bert-base-uncased", "somewhere/model.pth", "no/such/folder"])
 def test_what_is_not_found_says_what_to_do(model, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ValueError, match=r"folder that holds the vocab\.txt of bert-base-uncased$"):
+    with pytest.raises(ValueError, match=r"folder with the vocab\.txt of bert-base-uncased$"):
         CaptionTokenizer.from_pretrained(model)

@@ -450,7 +450,7 @@ def test_a_model_that_is_not_there(refused, training, tmp_path, command):
     for name in ("Salesforce/blip-image-captioning-base", "no/such", str(tmp_path / "none")):
         sentence = refused(*training(command, tmp_path / "run", model=name))
         assert name in sentence
-        assert "published by Salesforce" in sentence
+        assert "Salesforce publishes BLIP" in sentence
         assert "--model" in sentence
         assert "--tiny" in sentence
     original = tmp_path / "blip.pth"
@@ -498,7 +498,7 @@ def test_data_that_is_not_there(refused, training, data, tmp_path, altered):
     assert "--root" in sentence
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
-    assert "it has none at all" in refused(*training("caption", out, data=empty))
+    assert "splits with videos are: none" in refused(*training("caption", out, data=empty))
     empty.write_text("{\n")
     assert f"{empty}, line 1: is not JSON" in refused(*training("caption", out, data=empty))
     alone = altered(lambda videos: [v for v in videos if v.split == "train"])
@@ -562,7 +562,7 @@ def test_a_clip_that_a_worker_cannot_read_ends_the_training(refused, training, d
         )  # fmt: skip
         sentence = refused(*given)
         assert sentence.startswith("1 of 16 videos could not be read")
-        assert f"--max-unreadable allows; the last: {bad}: " in sentence
+        assert f"--max-unreadable allows; last error: {bad}: " in sentence
 
 
 @pytest.mark.interfaces

@@ -66,10 +66,10 @@ def test_each_video_is_listed_once(tmp_path):
     assert notes.reasons() == {"1": "bad \n one \u2028 ü", "2": "gone"}
     assert len((tmp_path / "list.jsonl").read_bytes().splitlines()) == 2
     assert (
-        notes.remark() == f"2 of 10 videos could not be read, {tmp_path / 'list.jsonl'} lists them"
+        notes.remark() == f"2 of 10 videos could not be read (listed in {tmp_path / 'list.jsonl'})"
     )
     with pytest.raises(
-        ValueError, match=r"3 of 10 .* share of 0.25 that --max-unreadable .* the last: third"
+        ValueError, match=r"3 of 10 .* share of 0.25 that --max-unreadable .* last error: third"
     ):
         notes.add(some[3], ValueError("third"))
     # Who comes later finds the list as it is.
@@ -98,7 +98,7 @@ def test_a_share_that_cannot_be(tmp_path, share):
 def test_missing_ones_count_as_well(tmp_path):
     notes = Unreadable(tmp_path / "list.jsonl", videos(8), 0.25, missing=1)
     notes.add(videos(8)[0], ValueError("bad"))
-    with pytest.raises(ValueError, match=r"and 1 are not there: more than the share of 0\.25"):
+    with pytest.raises(ValueError, match=r"and 1 are missing: more than the share of 0\.25"):
         notes.add(videos(8)[1], ValueError("bad"))
 
 

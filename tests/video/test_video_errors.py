@@ -77,7 +77,7 @@ def test_truncated_video(tmp_path, suffix):
     clean = read_clip(path, 8, 32, end=0.5)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert torch.equal(read_clip(path, 8, 32, end=0.5), clean)
-    reason = r"is truncated, only [0-9.]+ of [0-9.]+ (frames|s) are there; fetch it again"
+    reason = r"is truncated: it has only [0-9.]+ of [0-9.]+ (frames|s); download it again"
     with pytest.raises(ClipError, match=rf"^{path}: {reason}$"):
         read_clip(path, 1)
 

@@ -1,6 +1,6 @@
 """The thin video-language stack around the attention; needs the ``video`` extra.
 
-Names are imported when first used, so that one part does not drag in another's dependencies.
+Imports are lazy, so using one part does not pull in another part's dependencies.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""BLIP's models: their configurations, and models of them with random weights."""
+"""BLIP's configurations, and BLIP models with random weights."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ TRAINING = {
     "attention_probs_dropout_prob": 0.1,
     "label_smoothing": 0.1,
 }
-"""How BLIP's text side trains; published directories hold 0, which suits inference alone."""
+"""Training values for BLIP's text side; published directories store 0, for inference only."""
 
 ARCHITECTURES = {
     "vit-b16": dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12),
     "vit-l16": dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16),
 }
-"""The backbones of the paper: BLIP ViT-B/16 and ViT-L/16."""
+"""The paper's backbones: BLIP ViT-B/16 and ViT-L/16."""
 
 
 def blip_vision_config(
     architecture: Literal["vit-b16", "vit-l16"] = "vit-b16", *, image_size: int = 224, **other: Any
 ) -> BlipVisionConfig:
-    """BLIP's vision configuration, whose defaults transformers does not have; ``other`` overrides.
+    """Return BLIP's vision configuration; ``other`` overrides values.
 
-    LayerNorm epsilon 1e-6 and initialisation 0.02, as in the published BLIP.
+    transformers' defaults differ: BLIP uses LayerNorm epsilon 1e-6 and initialisation std 0.02.
     """
     if architecture not in ARCHITECTURES:
         known = ", ".join(map(repr, ARCHITECTURES))
-        raise ValueError(f"architecture must be one of {known}, got {architecture!r}")
+        raise ValueError(f"expected architecture to be one of {known}, got {architecture!r}")
     settings: dict[str, Any] = {
         **ARCHITECTURES[architecture],
         "patch_size": 16,
@@ -59,9 +59,9 @@ def blip_vision_config(
 
 
 def model_class(task: str) -> type[Any]:
-    """The model of transformers for a task; ValueError for an unknown one."""
+    """Return the transformers class for a task; raise ValueError for an unknown task."""
     if task not in _MODELS:
-        raise ValueError(f"task must be 'captioning' or 'retrieval', got {task!r}")
+        raise ValueError(f"expected task to be 'captioning' or 'retrieval', got {task!r}")
     return _MODELS[task]
 
 
@@ -75,16 +75,16 @@ def blip_config(
     text: Mapping[str, Any] | None = None,
     **other: Any,
 ) -> BlipConfig:
-    """BLIP's configuration, whose values are not transformers' defaults.
+    """Return BLIP's configuration, which differs from transformers' defaults.
 
-    Text: heads of 64 channels, dropouts and label smoothing of 0.1, cross-attention over the
-    vision width; the last two words are [DEC] and [ENC]. Vision: `blip_vision_config`. ``vision``,
-    ``text`` and ``other`` override values of the vision, text and whole configuration. Raises
-    ValueError for an unknown backbone or task.
+    Text: 64 channels per head, dropout and label smoothing 0.1, cross-attention over the vision
+    width; the last two vocabulary entries are [DEC] and [ENC]. Vision: `blip_vision_config`.
+    ``vision``, ``text`` and ``other`` override values of the vision, text and top-level
+    configuration. Raises ValueError for an unknown backbone or task.
     """
     if backbone not in ARCHITECTURES:
         known = ", ".join(map(repr, ARCHITECTURES))
-        raise ValueError(f"backbone must be one of {known}, got {backbone!r}")
+        raise ValueError(f"expected backbone to be one of {known}, got {backbone!r}")
     settings: dict[str, Any] = {
         "hidden_size": 768,
         "num_hidden_layers": 12,
@@ -110,7 +110,7 @@ def blip_config(
 
 
 def build_blip(config: BlipConfig, task: TaskName) -> Blip:
-    """The task's model with random weights; under ``torch.device("meta")`` without any."""
+    """Build the task's model with random weights, or none under ``torch.device("meta")``."""
     return model_class(task)(config)
 
 
@@ -123,10 +123,10 @@ def tiny_blip(
     vision_layers: int = 3,
     text_layers: int = 2,
 ) -> Blip:
-    """A random BLIP 64 wide with 4 heads, for `CaptionTokenizer.from_captions`' vocabulary.
+    """Build a random BLIP, 64 wide with 4 heads, for a `CaptionTokenizer.from_captions` vocabulary.
 
-    Its weights are drawn wider than BLIP's by the root of the widths' ratio, so that a layer's
-    output is as large beside its input as in BLIP, and training from scratch starts as quickly.
+    The initialisation std is BLIP's times the square root of the width ratio. Layer outputs then
+    have BLIP's scale relative to their inputs, and training from scratch starts as fast.
     """
     width, heads, sep = 64, 4, SPECIAL_TOKENS.index("[SEP]")
     deviation = 0.02 * math.sqrt(768 / width)

@@ -18,15 +18,15 @@ IGNORED = -100
 
 
 class VideoCaptioner(nn.Module):
-    """Captions videos: the modules of a BLIP captioner, its tower over the frames of a video.
+    """Captions videos with a BLIP captioner whose vision tower runs over all frames.
 
-    No layer mixes until `tuning.apply` makes it so.
-    Source: Token Mixing (AAAI 2023), "Video captioning": the tokens of all frames, flattened, are
-    what the decoder's cross-attention reads.
+    No layer mixes tokens until you call `tuning.apply`.
+    Source: Token Mixing (AAAI 2023), "Video captioning": the decoder's cross-attention reads the
+    flattened tokens of all frames.
 
     Args:
         model: transformers' BLIP captioner, converted in place.
-        num_frames: frames of a video.
+        num_frames: frames per video.
     """
 
     task: ClassVar[TaskName] = "captioning"
@@ -46,31 +46,31 @@ class VideoCaptioner(nn.Module):
         self.tuning: Tuning | None = None
 
     def heads(self) -> list[nn.Parameter]:
-        """The language head (LH): its transform and the vocabulary's biases.
+        """The language head (LH): its transform and the vocabulary biases.
 
-        The vocabulary's matrix is the word embedding's, and belongs to the frozen decoder.
+        The vocabulary matrix is tied to the word embeddings and belongs to the frozen decoder.
         """
         predictions = self.text_decoder.cls.predictions
         return [*predictions.transform.parameters(), predictions.bias]
 
     def encode(self, pixels: Tensor) -> VideoMemory:
-        """What the decoder reads of videos [batch, num_frames, 3, height, width], normalised."""
+        """Encode normalised videos [batch, num_frames, 3, height, width] for the decoder."""
         return VideoMemory(self.encoder(pixels).tokens.flatten(1, 2))
 
     def forward(self, pixels: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Mean language-model loss of the captions, one for each video.
+        """Mean language-model loss over one caption per video.
 
         ``pixels`` [batch, num_frames, 3, height, width]; ``input_ids`` int64 [batch, length],
-        [DEC] first; ``attention_mask`` [batch, length], 0 for padding, which counts for nothing.
-        Labels are smoothed as the configuration of the decoder says (BLIP: 0.1).
+        [DEC] first; ``attention_mask`` [batch, length], 0 for padding, which the loss ignores.
+        The decoder's configuration sets the label smoothing (BLIP: 0.1).
         """
         if input_ids.shape != attention_mask.shape or input_ids.shape[0] != pixels.shape[0]:
             raise ValueError(
-                "input_ids and attention_mask must be [batch, length] for pixels [batch, ...], "
+                "expected input_ids and attention_mask [batch, length] for pixels [batch, ...], "
                 f"got {list(input_ids.shape)}, {list(attention_mask.shape)}, {list(pixels.shape)}"
             )
-        # Tokens and not a memory of them: gradient checkpointing runs a layer twice, and the second
-        # run must compute the keys again.
+        # Pass tokens, not a VideoMemory: gradient checkpointing runs a layer twice, and the second
+        # run must recompute the keys.
         logits = self.text_decoder(
             input_ids,
             attention_mask=attention_mask,
@@ -97,19 +97,20 @@ class VideoCaptioner(nn.Module):
         num_captions: int = 1,
         **other: Any,
     ) -> Tensor:
-        """Token ids [batch * num_captions, length] of captions, [DEC] first, padded.
+        """Return caption token ids [batch * num_captions, length], [DEC] first, padded.
 
-        Beam search, or nucleus sampling if ``top_p`` is given. A video's keys and values are
-        computed once for each layer, whatever the beams, captions and steps.
+        Uses beam search, or nucleus sampling if ``top_p`` is given. Each layer computes a video's
+        keys and values once, regardless of beams, captions and steps.
 
         Args:
-            videos: normalised pixels [batch, num_frames, 3, height, width], or what `encode` made.
-            num_beams: width of the beam search; BLIP's 3 for MSVD, 5 else.
-            min_length: tokens before [SEP] may come, [DEC] included.
-            max_length: tokens at most, [DEC] and [SEP] included.
-            top_p: sample from the smallest set of tokens that has this probability.
-            num_captions: captions a video; with beams at most as many.
-            other: what transformers' ``generate`` takes besides, as ``repetition_penalty``.
+            videos: normalised pixels [batch, num_frames, 3, height, width], or the result of
+                `encode`.
+            num_beams: beam width; 3 for MSVD as in BLIP, 5 otherwise.
+            min_length: minimum number of tokens before [SEP], [DEC] included.
+            max_length: maximum number of tokens, [DEC] and [SEP] included.
+            top_p: sample from the smallest set of tokens with at least this probability.
+            num_captions: captions per video; at most ``num_beams`` with beam search.
+            other: further arguments of transformers' ``generate``, such as ``repetition_penalty``.
         """
         memory = videos if isinstance(videos, VideoMemory) else self.encode(videos)
         text = self.blip_config.text_config

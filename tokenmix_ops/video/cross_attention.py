@@ -1,7 +1,7 @@
-"""Cross-attention of texts to videos whose keys and values are computed once a video and layer.
+"""Cross-attention from texts to videos that computes keys and values once per video and layer.
 
-transformers computes them for each beam of a video and each text that is matched with it, and
-copies them whenever beams change places. Here all texts of a video are queries of one product.
+transformers computes them for every beam and every matched text, and copies them when beams are
+reordered. Here all texts of a video form the queries of one product.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from tokenmix_ops.arguments import refuse_others
 
 
 class VideoMemory:
-    """Videos as a text model's cross-attention reads them: tokens, and keys and values by layer.
+    """Video tokens for a text model's cross-attention, with cached keys and values per layer.
 
-    Pass it as ``encoder_hidden_states``. Whoever generates or matches many texts of a video keeps
-    one, so that each layer projects the video's tokens once.
+    Pass it as ``encoder_hidden_states``. Reuse it when generating or matching several texts per
+    video, so that each layer projects the video's tokens only once.
 
     Args:
         tokens: [videos, num_tokens, dim].
@@ -26,7 +26,7 @@ class VideoMemory:
 
     def __init__(self, tokens: Tensor) -> None:
         if tokens.dim() != 3:
-            raise ValueError(f"tokens must be [videos, num_tokens, dim], got {list(tokens.shape)}")
+            raise ValueError(f"expected tokens [videos, num_tokens, dim], got {list(tokens.shape)}")
         self.tokens = tokens
         self._of_layer: dict[CrossAttention, tuple[Tensor, Tensor]] = {}
 
@@ -35,7 +35,7 @@ class VideoMemory:
         return self.tokens.shape[0]
 
     def of(self, layer: CrossAttention) -> tuple[Tensor, Tensor]:
-        """Key and value of a layer, each [videos, num_heads, num_tokens, head_dim]."""
+        """Key and value for a layer, each [videos, num_heads, num_tokens, head_dim]."""
         if layer not in self._of_layer:
             self._of_layer[layer] = (
                 layer.split_heads(layer.key(self.tokens)),
@@ -44,7 +44,7 @@ class VideoMemory:
         return self._of_layer[layer]
 
     def select(self, index: Tensor) -> VideoMemory:
-        """The videos ``index`` [n]; what was computed already is picked, not computed again."""
+        """Select videos by ``index`` [n]; reuses the keys and values computed so far."""
         chosen = VideoMemory(self.tokens[index])
         chosen._of_layer = {
             layer: (key[index], value[index]) for layer, (key, value) in self._of_layer.items()
@@ -53,10 +53,10 @@ class VideoMemory:
 
 
 class CrossAttention(nn.Module):
-    """A BLIP text layer's cross-attention, on the original's own parameters and by fused means.
+    """A BLIP text layer's cross-attention: the original's parameters, fused attention.
 
     Args:
-        original: transformers' layer that it replaces; names in state dicts stay the same.
+        original: the transformers layer to replace; state dict names stay the same.
     """
 
     def __init__(self, original: Any) -> None:
@@ -73,28 +73,30 @@ class CrossAttention(nn.Module):
         encoder_hidden_states: Tensor | VideoMemory | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
-        """[videos * n, length, dim] for ``n`` texts a video, those of a video in a row.
+        """[videos * n, length, dim] for ``n`` texts per video, grouped by video.
 
-        ``encoder_hidden_states``: a `VideoMemory` of the videos, or their tokens [videos,
-        num_tokens, dim]. A memory is known by its type, whatever the argument is called. What else
-        transformers passes, such as its cache, is left alone: a video's keys stay in its memory.
-        Raises ValueError for what could change the result (`refuse_others`), such as a mask, even
-        one that hides nothing, and for texts that cannot be shared out among the videos.
+        ``encoder_hidden_states``: a `VideoMemory`, or video tokens [videos, num_tokens, dim]. A
+        memory is recognised by its type under any argument name. transformers' cache is not used:
+        the memory holds a video's keys. Raises ValueError for any argument that could change the
+        result (`refuse_others`), such as a mask, even one that hides nothing, and if the number of
+        texts is not a multiple of the number of videos.
         """
         others = {name: value for name, value in kwargs.items() if not _is_place(name, value)}
-        # Not even the texts themselves: as keys they would be others than the videos.
+        # hidden_states is refused too: as keys, texts would be read in place of the videos.
         refuse_others("cross-attention to videos", None, args, others)
         if encoder_hidden_states is None:
             passed = (*args, *kwargs.values())
             encoder_hidden_states = next((v for v in passed if isinstance(v, VideoMemory)), None)
         if encoder_hidden_states is None:
-            raise ValueError("cross-attention needs the videos as encoder_hidden_states")
+            raise ValueError("cross-attention needs videos: pass them as encoder_hidden_states")
         if isinstance(encoder_hidden_states, Tensor):
             encoder_hidden_states = VideoMemory(encoder_hidden_states)
         videos = encoder_hidden_states.num_videos
         texts, length, _ = hidden_states.shape
         if not videos or texts % videos:
-            raise ValueError(f"{texts} texts cannot be shared out among {videos} videos")
+            raise ValueError(
+                f"expected the number of texts to be a multiple of {videos} videos, got {texts}"
+            )
         key, value = encoder_hidden_states.of(self)
         query = self.query(hidden_states).unflatten(0, (videos, -1)).flatten(1, 2)
         attended = scaled_dot_product_attention(
@@ -112,21 +114,23 @@ class CrossAttention(nn.Module):
 
 
 def _is_place(name: str, value: Any) -> bool:
-    """Whether an argument holds positions of words, which change nothing: each reads all tokens."""
+    """Whether an argument holds word positions, which have no effect: words read all tokens."""
     places = name in ("cache_position", "position_ids")
     return places and isinstance(value, Tensor) and not value.is_floating_point()
 
 
 def share_video_keys(text_model: nn.Module) -> None:
-    """Swaps the cross-attention of all layers of a BLIP text model for `CrossAttention`.
+    """Replace the cross-attention in every layer of a BLIP text model with `CrossAttention`.
 
-    Raises ValueError if there is none, as in a text model whose configuration is no decoder's.
+    Raises ValueError if the model has none, because its configuration lacks ``is_decoder``.
     """
     found: list[Any] = [
         module for name, module in text_model.named_modules() if name.endswith(".crossattention")
     ]
     if not found:
-        raise ValueError(f"{type(text_model).__name__} has no cross-attention: set is_decoder")
+        raise ValueError(
+            f"{type(text_model).__name__} has no cross-attention: set is_decoder in its config"
+        )
     for attention in found:
         if not isinstance(attention.self, CrossAttention):
             attention.add_module("self", CrossAttention(attention.self))

@@ -19,7 +19,7 @@ Layers = Iterable[int] | Literal["all"]
 
 
 class VideoEncoding(NamedTuple):
-    """What a `VideoEncoder` returns.
+    """The result of a `VideoEncoder`.
 
     ``tokens`` [batch, num_frames, num_tokens, dim], after the final norm; ``pooled`` [batch, dim],
     the mean of the frames' [CLS] tokens.
@@ -33,14 +33,14 @@ class VideoEncoder(nn.Module):
     """Encodes videos [batch, num_frames, 3, height, width] with an image ViT that mixes tokens.
 
     All attention layers run on this package's operator: those in ``mixing_layers`` with
-    ``mixing``, the others as plain per-frame attention. There are no parameters but the image
-    model's, in ``vision_model``. Source: Token Mixing (AAAI 2023), section "Token Mixing".
+    ``mixing``, the others as plain per-frame attention. The only parameters are the image model's,
+    in ``vision_model``. Source: Token Mixing (AAAI 2023), section "Token Mixing".
 
     Args:
-        tower: BLIP's vision tower, converted in place, or the configuration of a new one;
-            `blip_vision_config` makes BLIP's own.
-        num_frames: frames of a video.
-        mixing, mixing_layers: as `mix_tokens` takes them; no layers at all is an image encoder.
+        tower: BLIP's vision tower, converted in place, or a configuration to build one from;
+            `blip_vision_config` returns BLIP's.
+        num_frames: frames per video.
+        mixing, mixing_layers: passed to `mix_tokens`; with no layers this is an image encoder.
     """
 
     def __init__(
@@ -56,7 +56,8 @@ class VideoEncoder(nn.Module):
             tower = BlipVisionModel(tower)
         if not isinstance(tower, BlipVisionModel):
             raise ValueError(
-                f"tower must be a BlipVisionModel or a BlipVisionConfig, got {type(tower).__name__}"
+                "expected tower to be a BlipVisionModel or BlipVisionConfig, got "
+                f"{type(tower).__name__}"
             )
         mix_tokens(tower, num_frames, "spatial", layers="all")
         self.vision_model = tower
@@ -74,48 +75,50 @@ class VideoEncoder(nn.Module):
 
     @property
     def image_size(self) -> int:
-        """Side of a frame in pixels."""
+        """Height and width of a frame in pixels."""
         size = self.config.image_size
         assert isinstance(size, int)
         return size
 
     @property
     def layers(self) -> list[VideoLayer]:
-        """The encoder layers, from the lowest."""
+        """The encoder layers, lowest first."""
         return list(self.vision_model.encoder.layers)  # type: ignore[arg-type]
 
     @property
     def num_frames(self) -> int:
-        """Frames of a video; ValueError if the layers were set apart."""
+        """Frames per video; raises ValueError if the layers disagree."""
         frames = {m.num_frames for m in self.modules() if isinstance(m, TokenMixing)}
         if len(frames) != 1:
-            raise ValueError(f"layers are set to {sorted(frames)} frames; call set_num_frames")
+            raise ValueError(
+                f"expected one num_frames for all layers, got {sorted(frames)}: call set_num_frames"
+            )
         return frames.pop()
 
     def set_num_frames(self, num_frames: int) -> VideoEncoder:
-        """Sets the frames of a video; returns the encoder."""
+        """Set the frames per video; return the encoder."""
         set_num_frames(self, num_frames)
-        # What tuning methods insert may know the frames too.
+        # Modules inserted by tuning methods may store num_frames too.
         for module in self.vision_model.encoder.modules():
             if "num_frames" in vars(module):
                 setattr(module, "num_frames", num_frames)  # noqa: B010
         return self
 
     def forward(self, pixels: Tensor, queries: Queries = "all") -> VideoEncoding:
-        """``pixels`` [batch, num_frames, 3, height, width], normalised (`normalize_clip`).
+        """Encode ``pixels`` [batch, num_frames, 3, height, width], normalised (`normalize_clip`).
 
-        With ``queries`` "prefix" the last layer computes [CLS] only: tokens are [batch,
-        num_frames, 1, dim], for readers that use nothing else.
+        With ``queries="prefix"`` the last layer computes [CLS] only, and tokens are [batch,
+        num_frames, 1, dim].
 
-        Raises ValueError if another number of frames or another size comes than was configured.
+        Raises ValueError if the number of frames or the size differs from the configuration.
         """
         size = self.config.image_size
         wanted = (self.num_frames, 3, size, size)
         if pixels.dim() != 5 or pixels.shape[1:] != wanted:
             raise ValueError(
-                f"pixels must be [batch, num_frames, 3, height, width] = "
-                f"{['batch', *wanted]}, got {list(pixels.shape)}; VideoEncoder.set_num_frames "
-                "changes the frames, image_size at building the size"
+                f"expected pixels [batch, num_frames, 3, height, width] = "
+                f"{['batch', *wanted]}, got {list(pixels.shape)}: call VideoEncoder.set_num_frames "
+                "to change the frames, or build the encoder with another image_size"
             )
         hidden = self.vision_model.embeddings(pixels.flatten(0, 1))
         *lower, last = self.layers
@@ -135,10 +138,11 @@ class VideoEncoder(nn.Module):
         mixing: Mixing | str = "released",
         mixing_layers: Layers = (-1,),
     ) -> VideoEncoder:
-        """The vision tower of a transformers BLIP model: a directory or a hub name.
+        """Load the vision tower of a transformers BLIP model from a directory or hub name.
 
-        ``image_size`` other than the model's resizes its position embeddings. Raises ValueError if
-        it is not a BLIP model or its weights do not fit, OSError if not found (`load_tower`).
+        Resizes the position embeddings if ``image_size`` differs from the model's. Raises
+        ValueError if it is not a BLIP model or its weights do not fit, OSError if not found
+        (`load_tower`).
         """
         tower = load_tower(model, image_size=image_size)
         encoder = cls(tower, num_frames=num_frames, mixing=mixing, mixing_layers=mixing_layers)
@@ -156,13 +160,13 @@ class VideoEncoder(nn.Module):
         mixing: Mixing | str = "released",
         mixing_layers: Layers = (-1,),
     ) -> VideoEncoder:
-        """The vision tower of an original BLIP checkpoint, as published with BLIP.
+        """Load the vision tower of an original BLIP checkpoint.
 
         ``state_dict``: a mapping or a file, opened with ``weights_only=True``; names such as
-        ``visual_encoder.blocks.0.attn.qkv.weight``, with or without the prefix, or all of it under
-        ``"model"``. Position embeddings of another grid than image_size / patch_size are resized
-        bicubically. Width and depth follow from the weights. Raises ValueError that names what is
-        missing, left over or of another shape (`original_tower`).
+        ``visual_encoder.blocks.0.attn.qkv.weight``, with or without the prefix, or everything
+        under ``"model"``. The weights determine width and depth. Resizes the position embeddings
+        bicubically if their grid is not image_size / patch_size. Raises ValueError naming missing,
+        unexpected or wrongly shaped weights (`original_tower`).
         """
         tower = original_tower(
             state_dict, image_size=image_size, num_heads=num_heads, patch_size=patch_size

@@ -1,4 +1,4 @@
-"""Finds a model's files: a directory, or a name on the Hugging Face hub."""
+"""Finds a model's files, in a directory or on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from huggingface_hub.errors import HFValidationError
 
 
 class ModelNotFound(OSError, ValueError):
-    """There is no such model: an OSError, as transformers raises, and a wrong argument."""
+    """The model does not exist. An OSError, as in transformers, and a ValueError."""
 
 
 def model_folder(model: str | os.PathLike[str], files: Sequence[str], advice: str) -> Path:
-    """The directory that holds a model: ``model`` itself, or what the hub gives under that name.
+    """Return the directory that holds a model: ``model`` itself, or a download from the hub.
 
-    The hub is asked once, and answers or is given up on within seconds; what was fetched before
-    serves without it. ``files`` are patterns of what to fetch, ``.bin`` files only where there
-    is no ``.safetensors``. Raises ModelNotFound, ending in ``advice``, if there is no such model.
+    Queries the hub once with a timeout of seconds, and falls back to the local cache. ``files``
+    are the patterns to download; ``.bin`` files only if there is no ``.safetensors``. Raises
+    ModelNotFound, ending in ``advice``, if there is no such model.
     """
     if Path(model).is_dir():
         return Path(model)
@@ -40,6 +40,6 @@ def model_folder(model: str | os.PathLike[str], files: Sequence[str], advice: st
         cause = unreached or error
         reason = f"{type(cause).__name__}: {str(cause).partition(chr(10))[0]}"
         raise ModelNotFound(
-            f"{name} is no directory or file, and the Hugging Face hub does not give it, "
-            f"{reason}; {advice}"
+            f"{name} is not a directory or file, and fetching it from the Hugging Face hub failed "
+            f"({reason}); {advice}"
         ) from cause

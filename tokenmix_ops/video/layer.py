@@ -1,4 +1,4 @@
-"""A layer of BLIP's ViT over videos, which may compute [CLS] alone and has room for adapters."""
+"""A BLIP ViT layer for videos, with slots for adapters and an option to compute only [CLS]."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from tokenmix_ops.modules import Queries
 
 
 class VideoLayer(BlipEncoderLayer):
-    """A BLIP ViT layer on the original's own modules, whose attention is of this package.
+    """A BLIP ViT layer that reuses the original's modules and this package's attention.
 
-    ``before_attention`` and ``before_ffn`` are modules [batch * num_frames, num_tokens, dim] in
-    and out, None at first: tuning methods put adapters there. ``drop_path`` is the probability
-    with which a frame skips a branch while training (stochastic depth).
+    ``before_attention`` and ``before_ffn`` map [batch * num_frames, num_tokens, dim] to the same
+    shape and start as None: tuning methods put adapters there. ``drop_path`` is the probability
+    that a frame skips a branch during training (stochastic depth).
 
     Args:
-        original: the layer; names in state dicts stay the same.
+        original: the layer to replace; state dict names stay the same.
     """
 
     def __init__(self, original: BlipEncoderLayer) -> None:
@@ -34,9 +34,9 @@ class VideoLayer(BlipEncoderLayer):
     def forward(
         self, hidden_states: Tensor, *args: Any, queries: Queries = "all", **kwargs: Any
     ) -> Tensor:
-        """[batch * num_frames, num_tokens, dim] in and out; only [CLS] out for ``"prefix"``.
+        """[batch * num_frames, num_tokens, dim] in and out; ``"prefix"`` returns only [CLS].
 
-        What else transformers passes is the attention's to ignore or refuse.
+        The attention ignores or refuses further arguments from transformers.
         """
         if self.before_attention is not None:
             hidden_states = self.before_attention(hidden_states)

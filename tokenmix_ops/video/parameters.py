@@ -1,4 +1,4 @@
-"""How many parameters each tuning method updates, beside what the paper prints."""
+"""Counts the parameters that each tuning method updates, next to the paper's figures."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ from tokenmix_ops.video.tuning.methods import METHODS, apply, switches_of
 Backbone = Literal["vit-b16", "vit-l16"]
 
 _LEGEND = (
-    "Millions of parameters that are updated. Counted: as the paper counts them, the weight "
-    "matrices of the visual encoder's layers. Visual, text: all of them in the visual encoder, "
-    "and outside of it, heads included. MB: of the checkpoint in float32. –: the paper prints no "
-    "figure."
+    "Updated parameters, in millions. Counted: as in the paper, the weight matrices of the visual "
+    "encoder's layers. Visual, text: all parameters inside and outside the visual encoder, heads "
+    "included. MB: size of the float32 checkpoint. –: the paper prints no figure."
 )
 _HEAD = (
     "| method | counted | paper | off by | visual | text | total | MB |\n"
@@ -37,13 +36,13 @@ SETTINGS = tuple(setting for method in METHODS.values() for setting in method.se
 
 @dataclass(frozen=True)
 class Row:
-    """Parameters that one method updates in one model.
+    """The parameters that one method updates in one model.
 
-    ``as_paper``: what the paper counts, by default the weight matrices of the visual encoder's
-    layers, new and old. ``visual``: all that is updated in the visual
-    encoder, and ``text``: outside of it, heads included. ``checkpoint_mb``: what a float32
-    checkpoint takes, in 10^6 bytes. ``paper``: the paper's figure, in millions, and
-    ``deviation_percent`` of ``as_paper`` from it, None where there is none.
+    ``as_paper``: weight matrices of the visual encoder's layers, new and old; for "full" also the
+    text side's layers, for "bitfit" all biases. ``visual`` and ``text``: all updated parameters
+    inside and outside the visual encoder, heads included. ``checkpoint_mb``: size of a float32
+    checkpoint in 10^6 bytes. ``paper``: the paper's figure, in millions, and
+    ``deviation_percent`` of ``as_paper`` from it; both None where the paper prints none.
     """
 
     method: str
@@ -60,9 +59,9 @@ class Row:
 
 
 def count(backbone: Backbone | None = None, task: TaskName | None = None) -> list[Row]:
-    """A row for each of `SETTINGS`, of one backbone and task or, if None, of all of them.
+    """Return a row for each of `SETTINGS`, for one backbone and task, or for all if None.
 
-    Nothing is allocated but shapes.
+    Models are built on the meta device and allocate no weights.
     """
     return [
         _row(setting, model, b, t)
@@ -74,7 +73,7 @@ def count(backbone: Backbone | None = None, task: TaskName | None = None) -> lis
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as Markdown: for each backbone and task a table, and what is to be said of it."""
+    """Render the rows as Markdown: a table with notes for each backbone and task."""
     parts = [_LEGEND]
     for (backbone, task), group in groupby(rows, key=lambda row: (row.backbone, row.task)):
         lines = list(group)
@@ -106,7 +105,7 @@ def _model(backbone: Backbone, task: TaskName) -> VideoCaptioner | VideoRetrieve
 def _row(
     setting: Setting, model: VideoCaptioner | VideoRetriever, backbone: Backbone, task: TaskName
 ) -> Row:
-    # Of its own it needs the encoder's modules, which are changed, and no more.
+    # Copy only the encoder's modules, which apply() changes; share everything else.
     tensors: list[torch.Tensor] = [*model.parameters(), *model.buffers()]
     shared = [*tensors, *(part for part in model.children() if part is not model.encoder)]
     model = copy.deepcopy(model, {id(part): part for part in shared})
@@ -130,6 +129,6 @@ def _row(
         checkpoint_mb=total * 4 / 1e6,
         paper=paper,
         deviation_percent=None if paper is None else (as_paper / paper / 1e6 - 1) * 100,
-        # A note on a figure says nothing where there is none.
+        # A note about the paper's figure makes no sense without the figure.
         note="" if paper is None and setting.captioning is not None else setting.note,
     )

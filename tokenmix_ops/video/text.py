@@ -1,4 +1,4 @@
-"""Captions as BLIP reads and writes them: cleaned, and as ids of BERT's tokenizer."""
+"""Cleans captions and converts them to and from BERT token ids, as BLIP does."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from transformers import BertTokenizer
 from tokenmix_ops.video.hub import model_folder
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-"""The first words of a small vocabulary, in transformers' order."""
+"""The first entries of a small vocabulary, in transformers' order."""
 
 _ADDED = ("[DEC]", "[ENC]")
 _BERT = "bert-base-uncased"
 _FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 _ADVICE = (
-    f"BLIP reads captions with the tokenizer of {_BERT}: give the hub name of a BLIP model, or a "
-    f"folder that holds the vocab.txt of {_BERT}"
+    f"BLIP uses the tokenizer of {_BERT}: pass the hub name of a BLIP model, or a folder with the "
+    f"vocab.txt of {_BERT}"
 )
 
 
 def clean_caption(text: str, max_words: int = 30) -> str:
-    """A caption in lower case without ``. ! " ( ) * # : ; ~``, of at most ``max_words`` words.
+    """Lower-case a caption, drop ``. ! " ( ) * # : ; ~``, and keep at most ``max_words`` words.
 
-    Source: BLIP's preparation of captions.
+    Source: BLIP's caption preprocessing.
     """
     text = re.sub(r"[.!\"()*#:;~]", " ", text.lower())
     return " ".join(text.split()[:max_words])
 
 
 class CaptionTokenizer:
-    """Turns captions into ids and back with BERT's tokenizer and BLIP's tokens [DEC] and [ENC].
+    """Converts captions to ids and back with BERT's tokenizer plus BLIP's [DEC] and [ENC].
 
-    Of bert-base-uncased, [DEC] is 30522 and [ENC] 30523; a tokenizer that lacks them gets them
-    after its last word. ``pad``, ``cls``, ``sep``, ``bos`` ([DEC]) and ``enc`` ([ENC]) are ids;
-    ``vocab_size`` is the number of rows that the word embedding must have. Can be pickled.
+    If the tokenizer lacks [DEC] and [ENC], they are appended: in bert-base-uncased as 30522 and
+    30523. ``pad``, ``cls``, ``sep``, ``bos`` ([DEC]) and ``enc`` ([ENC]) are ids; ``vocab_size``
+    is the number of rows that the word embedding needs. Picklable.
 
     Args:
         tokenizer: a transformers BertTokenizer.
@@ -50,8 +50,8 @@ class CaptionTokenizer:
         words: dict[str, int] = tokenizer.get_vocab()
         if len(words) <= len(SPECIAL_TOKENS) or words.get("[PAD]") != 0:
             raise ValueError(
-                "tokenizer must be a BERT tokenizer, with [PAD] as its first word and words after "
-                f"its special ones, got {len(words)} words with [PAD] as {words.get('[PAD]')}"
+                "expected a BERT tokenizer with [PAD] at id 0 and words after the special tokens, "
+                f"got {len(words)} entries with [PAD] at {words.get('[PAD]')}"
             )
         tokenizer.add_tokens([t for t in _ADDED if t not in words], special_tokens=True)
         words = tokenizer.get_vocab()
@@ -62,29 +62,29 @@ class CaptionTokenizer:
 
     @classmethod
     def from_pretrained(cls, model: str | os.PathLike[str]) -> CaptionTokenizer:
-        """The tokenizer of a model: a directory, a hub name, or that of an original ``.pth`` file.
+        """Load the tokenizer for a model: a directory, a hub name or an original ``.pth`` file.
 
-        A directory holds ``tokenizer.json`` or ``vocab.txt``; an original checkpoint goes with
-        bert-base-uncased. Raises ValueError if there is none, or if it cannot be read.
+        A directory holds ``tokenizer.json`` or ``vocab.txt``; an original checkpoint uses
+        bert-base-uncased. Raises ValueError if the tokenizer is missing or unreadable.
         """
         original = Path(model).is_file() or Path(model).suffix == ".pth"
         folder = model_folder(_BERT if original else model, _FILES, _ADVICE)
-        # Without either file transformers makes a tokenizer that knows no words.
+        # Without either file, transformers silently builds a tokenizer with no words.
         if not any((folder / file).is_file() for file in ("tokenizer.json", "vocab.txt")):
-            raise ValueError(f"{model} has no tokenizer.json and no vocab.txt; {_ADVICE}")
+            raise ValueError(f"{model} has neither tokenizer.json nor vocab.txt; {_ADVICE}")
         try:
             return cls(BertTokenizer.from_pretrained(str(folder)))
-        except Exception as error:  # whatever a damaged file leads to
+        except Exception as error:  # a damaged file can raise anything
             reason = f"{type(error).__name__}: {error}"
             raise ValueError(
-                f"{model} has no readable BERT tokenizer, {reason}; {_ADVICE}"
+                f"{model} has no readable BERT tokenizer ({reason}); {_ADVICE}"
             ) from error
 
     @classmethod
     def from_captions(cls, captions: Iterable[str]) -> CaptionTokenizer:
-        """A small tokenizer of the captions' words; other words are spelt letter by letter.
+        """Build a small tokenizer from the captions' words; it spells other words out by letter.
 
-        The same captions, in any order, give the same ids. Raises ValueError for no words.
+        The ids do not depend on the order of the captions. Raises ValueError if there are no words.
         """
         blank = BertTokenizer().backend_tokenizer
         words: set[str] = set()
@@ -92,7 +92,7 @@ class CaptionTokenizer:
             plain = blank.normalizer.normalize_str(caption)
             words.update(word for word, _ in blank.pre_tokenizer.pre_tokenize_str(plain))
         if not words:
-            raise ValueError("captions must hold at least one word, got none")
+            raise ValueError("expected at least one word in captions, got none")
         characters = set(string.ascii_lowercase + string.digits + string.punctuation)
         characters.update(*words)
         pieces = sorted(characters | words) + [f"##{letter}" for letter in sorted(characters)]
@@ -100,7 +100,7 @@ class CaptionTokenizer:
         return cls(BertTokenizer(vocab={entry: i for i, entry in enumerate(entries)}))
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes the tokenizer's files into a directory, as `from_pretrained` reads them."""
+        """Write the tokenizer's files to a directory that `from_pretrained` can read."""
         self._tokenizer.save_pretrained(folder)
 
     def encode(
@@ -110,22 +110,22 @@ class CaptionTokenizer:
         first: Literal["[DEC]", "[ENC]"] | None = None,
         pad_to_max: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Ids and attention mask, int64 [captions, length], with length at most ``max_length``.
+        """Return ids and attention mask, int64 [captions, length], length at most ``max_length``.
 
-        Every row is [CLS], the words, [SEP], then padding up to the longest row, or up to
-        ``max_length``; what is too long loses its last words, never [SEP]. ``first`` takes the
-        place of [CLS]: "[DEC]" for the decoder, "[ENC]" for matching. Raises ValueError for a
-        single string, no captions, or a max_length below 2.
+        Each row is [CLS], the words, [SEP], then padding to the longest row, or to ``max_length``
+        with ``pad_to_max``. Truncation keeps [SEP]. ``first`` replaces [CLS]: "[DEC]" for the
+        decoder, "[ENC]" for matching. Raises ValueError for a single string, no captions, or
+        ``max_length`` below 2.
         """
         if isinstance(captions, str) or not captions:
-            raise ValueError(f"captions must be a list of one or more, got {captions!r}")
+            raise ValueError(f"expected a non-empty list of captions, got {captions!r}")
         if max_length < 2:
             raise ValueError(
-                f"max_length must be at least 2, for [CLS] and [SEP], got {max_length}"
+                f"expected max_length of at least 2, for [CLS] and [SEP], got {max_length}"
             )
         starts = {None: self.cls, "[DEC]": self.bos, "[ENC]": self.enc}
         if first not in starts:
-            raise ValueError(f"first must be '[DEC]', '[ENC]' or None, got {first!r}")
+            raise ValueError(f"expected first to be '[DEC]', '[ENC]' or None, got {first!r}")
         encoded = self._tokenizer(
             list(captions),
             padding="max_length" if pad_to_max else "longest",
@@ -137,7 +137,7 @@ class CaptionTokenizer:
         return encoded.input_ids, encoded.attention_mask
 
     def decode(self, ids: Tensor | Sequence[Sequence[int]]) -> list[str]:
-        """Captions of ids [captions, length]: without special tokens, word pieces joined."""
+        """Decode ids [captions, length]: drop special tokens and join word pieces."""
         captions: list[str] = self._tokenizer.batch_decode(
             ids, skip_special_tokens=True, clean_up_tokenization_spaces=True
         )

@@ -1,4 +1,4 @@
-"""Reads BLIP's weights: transformers directories, hub models, original checkpoints."""
+"""Loads BLIP weights from transformers directories, the hub and original checkpoints."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ WITH_TOWER = (
     "BlipModel",
     "BlipVisionModel",
 )
-"""The models of transformers that hold BLIP's vision tower."""
+"""The transformers models that contain BLIP's vision tower."""
 
 _PARTS = {
     "captioning": {"vision_model", "text_decoder"},
@@ -46,17 +46,17 @@ _PARTS = {
 _FILES = ("config.json", "model*.safetensors*", "pytorch_model*.bin*")
 _TOWER = "vision_model."
 _ADVICE = (
-    "--model takes a model directory, an original BLIP .pth file or a hub name, and --tiny builds "
-    "a small random model instead; BLIP's weights are published by Salesforce on the Hugging Face "
-    "hub (Salesforce/blip-image-captioning-base and -large for captioning, "
-    "Salesforce/blip-itm-base-coco and -large-coco for retrieval), and the .pth files are linked "
-    "from github.com/salesforce/BLIP"
+    "--model takes a model directory, an original BLIP .pth file or a hub name; --tiny builds a "
+    "small random model instead. Salesforce publishes BLIP on the Hugging Face hub "
+    "(Salesforce/blip-image-captioning-base and -large for captioning, "
+    "Salesforce/blip-itm-base-coco and -large-coco for retrieval); "
+    "github.com/salesforce/BLIP links the .pth files"
 )
 _TOWER_ADVICE = (
     "from_pretrained takes a model directory or a hub name, such as "
     "Salesforce/blip-image-captioning-base; from_blip_state_dict takes original BLIP checkpoints"
 )
-# Index buffers, momentum encoders, queues with their pointers, and the temperature.
+# Index buffers, momentum encoders, queues and their pointers, and the temperature.
 _NOT_IN_MODEL = re.compile(r"(.*\.)?position_ids$|\w+_m\.|\w+_queue$|queue_ptr$|temp$")
 _RENAMED = (
     (r"cls_token$", "embeddings.class_embedding"),
@@ -73,17 +73,16 @@ _RENAMED = (
 def load_blip(
     model: str | os.PathLike[str], task: TaskName, *, image_size: int | None = None
 ) -> Blip:
-    """A pre-trained BLIP for a task, in float32 and evaluation mode.
+    """Load a pre-trained BLIP for a task, in float32 and eval mode.
 
     ``model``: a directory in transformers' format, a name on the Hugging Face hub, or an original
-    BLIP checkpoint file. A directory's configuration decides all but the text dropouts and the
-    label smoothing, which are those BLIP trains with (`TRAINING`); an original checkpoint gets
-    BLIP's configuration (`blip_config`), sizes as its weights have them. ``image_size`` other than
-    the model's resizes the position embeddings bicubically. Momentum encoders, queues, the
-    temperature and position indices are not part of the model and are passed over; of a
-    pre-training checkpoint, so is the other task's part. Raises ValueError if the model is not
-    found, not BLIP, of another task, damaged, or if any weight is missing, left over or of another
-    shape.
+    BLIP checkpoint file. A directory's own configuration applies, except for the text dropouts and
+    the label smoothing, which take BLIP's training values (`TRAINING`); an original checkpoint gets
+    BLIP's configuration (`blip_config`) with sizes read from its weights. Resizes the position
+    embeddings bicubically if ``image_size`` differs from the model's. Ignores momentum encoders,
+    queues, the temperature, position indices and, in a pre-training checkpoint, the other task's
+    modules. Raises ValueError if the model is not found, not BLIP, for another task or damaged, or
+    if a weight is missing, unexpected or wrongly shaped.
     """
     cls, source = model_class(task), str(model)
     if Path(model).is_file():
@@ -99,8 +98,8 @@ def load_blip(
         tied = head.decoder.weight is loaded.text_decoder.bert.embeddings.word_embeddings.weight
         if not tied or head.decoder.bias is not head.bias:
             raise ValueError(
-                f"{source} holds two different copies of what BLIP shares: "
-                "text_decoder.cls.predictions.decoder and the word embeddings or predictions.bias"
+                f"{source} is damaged: BLIP ties text_decoder.cls.predictions.decoder to the word "
+                "embeddings and predictions.bias, but here they differ"
             )
     if image_size is not None:
         set_image_size(loaded.vision_model, image_size)
@@ -108,12 +107,12 @@ def load_blip(
 
 
 def load_tower(model: str | os.PathLike[str], *, image_size: int | None = None) -> BlipVisionModel:
-    """The vision tower of a BLIP model, in float32 and evaluation mode.
+    """Load the vision tower of a BLIP model, in float32 and eval mode.
 
-    ``model``: a directory in transformers' format or a name on the Hugging Face hub, of any model
-    in `WITH_TOWER`. ``image_size`` as in `load_blip`. Raises ValueError if it is no such model, is
-    damaged, or if any weight of the tower is missing, left over or of another shape; ModelNotFound,
-    an OSError, if there is none.
+    ``model``: a directory in transformers' format or a name on the Hugging Face hub, for any model
+    in `WITH_TOWER`. ``image_size`` as in `load_blip`. Raises ValueError if it is another model or
+    damaged, or if a tower weight is missing, unexpected or wrongly shaped; ModelNotFound, an
+    OSError, if it does not exist.
     """
     folder = model_folder(model, _FILES, _TOWER_ADVICE)
     name, config = _directory_config(folder, str(model), WITH_TOWER, _TOWER_ADVICE)
@@ -133,26 +132,27 @@ def original_tower(
     num_heads: int,
     patch_size: int,
 ) -> BlipVisionModel:
-    """The vision tower of an original BLIP checkpoint, in float32 and evaluation mode.
+    """Load the vision tower of an original BLIP checkpoint, in float32 and eval mode.
 
-    ``checkpoint``: as `read_original` takes it. Position embeddings of another grid than
-    image_size / patch_size are resized bicubically; width and depth follow from the weights. Raises
-    ValueError if an argument does not fit the weights, or if any weight is missing, left over or of
-    another shape.
+    ``checkpoint``: as in `read_original`. The weights determine width and depth. Resizes the
+    position embeddings bicubically if their grid is not image_size / patch_size. Raises ValueError
+    if an argument does not fit the weights, or if a weight is missing, unexpected or wrongly
+    shaped.
     """
     source = "state_dict" if isinstance(checkpoint, Mapping) else str(checkpoint)
     weights = read_original(checkpoint, source, "visual_encoder.")
     sizes = _vision_sizes(weights, source)
     if sizes["patch_size"] != patch_size:
         raise ValueError(
-            f"patch_size must be that of {source}, {sizes['patch_size']}, got {patch_size}"
+            f"expected patch_size={sizes['patch_size']}, as in {source}, got {patch_size}"
         )
     if num_heads < 1 or sizes["hidden_size"] % num_heads:
         raise ValueError(
-            f"num_heads = {num_heads} must divide the width of {source}, {sizes['hidden_size']}"
+            f"expected num_heads to divide {sizes['hidden_size']}, the width of {source}, "
+            f"got {num_heads}"
         )
     config = blip_vision_config(num_attention_heads=num_heads, **sizes)
-    # Cloned, for the model would train the caller's own tensors otherwise.
+    # Clone, or the model would train the caller's tensors.
     weights = {name.removeprefix(_TOWER): weight.clone() for name, weight in weights.items()}
     tower: BlipVisionModel = _load(BlipVisionModel, None, source, config, weights)
     set_image_size(tower, image_size)
@@ -160,12 +160,12 @@ def original_tower(
 
 
 def set_image_size(tower: BlipVisionModel, image_size: int) -> None:
-    """Resizes a tower's position embeddings, in place, for images of another size."""
+    """Resize a tower's position embeddings in place for another image size."""
     embeddings, config = tower.embeddings, tower.config
     patch_size: Any = config.patch_size
     if image_size < patch_size or image_size % patch_size:
         raise ValueError(
-            f"image_size must be a multiple of the patch size {patch_size}, got {image_size}"
+            f"expected image_size to be a multiple of the patch size {patch_size}, got {image_size}"
         )
     grid = image_size // patch_size
     resized = resize_position_embedding(embeddings.position_embedding.detach(), grid)
@@ -175,12 +175,12 @@ def set_image_size(tower: BlipVisionModel, image_size: int) -> None:
 
 
 def resize_position_embedding(embedding: Tensor, grid: int) -> Tensor:
-    """[1, 1 + n * n, dim] to [1, 1 + grid * grid, dim]: bicubic over the patches, [CLS] kept."""
+    """Resize [1, 1 + n * n, dim] to [1, 1 + grid * grid, dim] bicubically; [CLS] is unchanged."""
     patches = embedding.shape[1] - 1 if embedding.dim() == 3 else 0
     side = round(max(patches, 0) ** 0.5)
     if side < 1 or side * side != patches:
         raise ValueError(
-            f"position embedding must be [1, 1 + n * n, dim], got {list(embedding.shape)}"
+            f"expected a position embedding [1, 1 + n * n, dim], got {list(embedding.shape)}"
         )
     if side == grid:
         return embedding
@@ -195,44 +195,44 @@ def resize_position_embedding(embedding: Tensor, grid: int) -> Tensor:
 def read_original(
     checkpoint: Mapping[str, Any] | str | os.PathLike[str], source: str, part: str = ""
 ) -> dict[str, Tensor]:
-    """The tensors of an original BLIP checkpoint under transformers' names.
+    """Read an original BLIP checkpoint's tensors under transformers' names.
 
-    ``checkpoint``: a file, opened with ``weights_only=True``, or a mapping; of original names, with
-    or without the tower's ``visual_encoder.``, or all of it under ``"model"``. Of them those whose
-    original names begin with ``part``, with momentum encoders, queues and temperature, which keep
-    their names. Raises ValueError, naming ``source``, if it cannot be read or is not one.
+    ``checkpoint``: a file, opened with ``weights_only=True``, or a mapping, with original names,
+    with or without the tower's ``visual_encoder.``, or everything under ``"model"``. Returns the
+    tensors whose original names start with ``part``; momentum encoders, queues and temperature keep
+    their names. Raises ValueError, naming ``source``, if it is unreadable or not such a checkpoint.
     """
     content = checkpoint if isinstance(checkpoint, Mapping) else _unpickled(Path(checkpoint))
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]
     if not isinstance(content, Mapping):
-        raise ValueError(f"{source} holds a {type(content).__name__}, not a checkpoint's mapping")
+        raise ValueError(f"{source} must hold a mapping of weights, got a {type(content).__name__}")
     if "visual_encoder.cls_token" not in content and "cls_token" in content:
         content = {f"visual_encoder.{name}": weight for name, weight in content.items()}
     if "visual_encoder.cls_token" not in content:
         raise ValueError(
-            f"{source} is not an original BLIP checkpoint (visual_encoder.cls_token and so on), it "
-            f"holds {_some(sorted(map(str, content)), 3) or 'nothing'}; models in transformers' "
-            "format are read from their directory"
+            f"{source} is not an original BLIP checkpoint: expected visual_encoder.cls_token etc., "
+            f"got {_some(sorted(map(str, content)), 3) or 'nothing'}; for a model in transformers' "
+            "format, pass its directory"
         )
     chosen = {str(name): w for name, w in content.items() if str(name).startswith(part)}
     wrong = [name for name, weight in chosen.items() if not isinstance(weight, Tensor)]
     if wrong:
-        raise ValueError(f"{source} holds other things than tensors: {_some(wrong)}")
+        raise ValueError(f"{source} holds entries that are not tensors: {_some(wrong)}")
     return {_renamed(name): weight for name, weight in chosen.items()}
 
 
 def task_weights(weights: Mapping[str, Tensor], task: TaskName, source: str) -> dict[str, Tensor]:
-    """The weights of `read_original` that a task's model takes or that nothing accounts for.
+    """Keep the weights from `read_original` that belong to a task's model or are unknown.
 
-    Raises ValueError if the checkpoint is of another task.
+    Raises ValueError if the checkpoint is for another task.
     """
     kept = {n: w for n, w in weights.items() if not _NOT_IN_MODEL.match(n)}
     there = {name.partition(".")[0] for name in kept}
     if lacking := sorted(_PARTS[task] - there):
         raise ValueError(
-            f"{source} is not a BLIP {task} checkpoint: it holds {', '.join(sorted(there))}, but "
-            f"no {', '.join(lacking)}; {_ADVICE}"
+            f"{source} is not a BLIP {task} checkpoint: it holds {', '.join(sorted(there))} but "
+            f"lacks {', '.join(lacking)}; {_ADVICE}"
         )
     if there >= set().union(*_PARTS.values()):  # BLIP's pre-training trains both tasks at once
         other = set().union(*_PARTS.values()) - _PARTS[task]
@@ -241,10 +241,10 @@ def task_weights(weights: Mapping[str, Tensor], task: TaskName, source: str) -> 
 
 
 def original_config(weights: Mapping[str, Tensor], task: TaskName, source: str) -> BlipConfig:
-    """BLIP's configuration with the sizes that the weights of `task_weights` have.
+    """Build BLIP's configuration with the sizes of `task_weights`.
 
-    Heads have 64 channels, as in every published BLIP. Raises ValueError if a weight that tells a
-    size is missing or of other dimensions.
+    Assumes 64 channels per head, as in every published BLIP. Raises ValueError if a weight that
+    determines a size is missing or has the wrong number of dimensions.
     """
     text = "text_decoder.bert." if task == "captioning" else "text_encoder."
 
@@ -255,7 +255,9 @@ def original_config(weights: Mapping[str, Tensor], task: TaskName, source: str) 
     width, text_width = vision["hidden_size"], size(f"{text}embeddings.word_embeddings.weight", 1)
     for name, value in (("vision", width), ("text", text_width)):
         if value % 64:
-            raise ValueError(f"{source} has a {name} width of {value}, wanted a multiple of 64")
+            raise ValueError(
+                f"expected the {name} width of {source} to be a multiple of 64, got {value}"
+            )
     projected: dict[str, Any] = {}
     if task == "retrieval":
         projected["image_text_hidden_size"] = size("vision_proj.weight")
@@ -276,7 +278,7 @@ def original_config(weights: Mapping[str, Tensor], task: TaskName, source: str) 
 
 
 def _vision_sizes(weights: Mapping[str, Tensor], source: str) -> dict[str, Any]:
-    """What the vision configuration says of sizes, as the weights have them; but for the heads."""
+    """The vision configuration's sizes, read from the weights; excludes the number of heads."""
     kernel = _shape(weights, f"{_TOWER}embeddings.patch_embedding.weight", 4, source)
     positions = _shape(weights, f"{_TOWER}embeddings.position_embedding", 3, source)[1]
     hidden = _shape(weights, f"{_TOWER}encoder.layers.0.mlp.fc1.weight", 2, source)
@@ -295,7 +297,7 @@ def _shape(
     if name not in weights or weights[name].dim() != dimensions:
         found = list(weights[name].shape) if name in weights else "nothing"
         raise ValueError(
-            f"{source} does not fit BLIP: {name} must be a tensor of {dimensions} dimensions, "
+            f"{source} does not fit BLIP: expected {name} to have {dimensions} dimensions, "
             f"got {found}"
         )
     return tuple(weights[name].shape)
@@ -304,17 +306,17 @@ def _shape(
 def _directory_config(
     folder: Path, source: str, wanted: Sequence[str], advice: str
 ) -> tuple[str, Any]:
-    """The name of a directory's model, one of those wanted, and its configuration."""
+    """Return a directory's model class, one of ``wanted``, and its configuration."""
     try:
         config = AutoConfig.from_pretrained(str(folder))
-    except Exception as error:  # no config.json, or whatever a damaged one leads to
+    except Exception as error:  # no config.json; a damaged one can raise anything
         raise ValueError(
-            f"{source} has no readable config.json, {_reason(error)}; {advice}"
+            f"{source} has no readable config.json ({_reason(error)}); {advice}"
         ) from error
     default = {"blip": wanted[0], "blip_vision_model": "BlipVisionModel"}.get(config.model_type)
     found = (config.architectures or [default])[0] if default else config.model_type
     if found not in wanted:
-        raise ValueError(f"{source} is a {found} model, wanted a {' or '.join(wanted)}; {advice}")
+        raise ValueError(f"{source} must be a {' or '.join(wanted)}, got a {found} model; {advice}")
     return found, config
 
 
@@ -326,21 +328,21 @@ def _load(
     weights: dict[str, Tensor] | None = None,
     part: str = "",
 ) -> Any:
-    """A model from a directory or weights; in its part nothing is missing and nothing left over."""
+    """Load a model from a directory or weights; refuse any mismatch within ``part``."""
     try:
         loaded, info = cls.from_pretrained(
             folder,
             config=config,
             state_dict=weights,
             dtype=torch.float32,
-            ignore_mismatched_sizes=True,  # they are named below, with what else is wrong
+            ignore_mismatched_sizes=True,  # reported below with the other problems
             output_loading_info=True,
         )
-    except Exception as error:  # no weights, or whatever the bytes of a damaged file lead to
-        raise ValueError(f"{source} has no readable weights, {_reason(error)}") from error
-    shapes = (f"{n}: {list(a)} instead of {list(b)}" for n, a, b in info["mismatched_keys"])
+    except Exception as error:  # no weights; a damaged file can raise anything
+        raise ValueError(f"{source} has no readable weights ({_reason(error)})") from error
+    shapes = (f"{n}: expected {list(b)}, got {list(a)}" for n, a, b in info["mismatched_keys"])
     extra = (name for name in info["unexpected_keys"] if not _NOT_IN_MODEL.match(name))
-    found = (("missing", info["missing_keys"]), ("left over", extra), ("shapes", shapes))
+    found = (("missing", info["missing_keys"]), ("unexpected", extra), ("shapes", shapes))
     problems = [
         f"{what} {_some(names)}"
         for what, given in found
@@ -356,9 +358,9 @@ def _unpickled(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise ValueError(f"{path} does not exist") from error
-    except Exception as error:  # whatever the bytes of a damaged file lead to
+    except Exception as error:  # a damaged file can raise anything
         raise ValueError(
-            f"{path} cannot be read as a PyTorch checkpoint, {_reason(error)}"
+            f"{path} cannot be read as a PyTorch checkpoint ({_reason(error)})"
         ) from error
 
 
@@ -379,7 +381,7 @@ def _reason(error: Exception) -> str:
 
 
 def _depth(weights: Iterable[str], prefix: str) -> int:
-    """Layers, by the highest number that follows a prefix; 1 if there is none."""
+    """Number of layers: one more than the highest index after ``prefix``, or 1."""
     numbers = [re.match(rf"{re.escape(prefix)}(\d+)\.", name) for name in weights]
     return 1 + max((int(number.group(1)) for number in numbers if number), default=0)
 

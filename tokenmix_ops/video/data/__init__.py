@@ -1,1 +1,1 @@
-"""Video data: files to tensors, and the small world of moving shapes."""
+"""Video data: reads files as tensors, and renders small clips of moving shapes."""

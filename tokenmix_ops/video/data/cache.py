@@ -1,4 +1,4 @@
-"""Decoded frames in a folder, so that a clip that is read again need not be decoded again."""
+"""Caches decoded frames in a folder, so that later reads skip decoding."""
 
 from __future__ import annotations
 
@@ -29,24 +29,22 @@ from tokenmix_ops.video.data.clips import (
 from tokenmix_ops.video.data.image_folder import numbered_images
 from tokenmix_ops.video.data.quota import Quota, have_locks
 
-# A file is this header (magic, number of frames, checksum of the two), then for every frame its
-# checksum and its pixels, [3, height, width]. Frames are of the size that the file's name implies.
+# File format: this header (magic, number of frames, checksum of both), then a checksum and pixels
+# [3, height, width] per frame. The file's name is a hash that covers the frame size.
 _HEADER = struct.Struct("<8sII")
 _MAGIC = b"frames 1"
 _CHECKSUM = struct.Struct("<I")
 
 
 class FrameCache:
-    """Frames of clips, decoded and resized, in a folder that takes at most ``max_bytes``.
+    """A cache of decoded, resized frames in a folder of at most ``max_bytes``.
 
-    Of a clip whose frames are drawn at random all candidates are kept, else those of the clip;
-    reading takes from the file what it needs. Several processes may use one folder; whoever is
-    killed leaves nothing that others stumble over, and frames that a power failure or a bad disk
-    spoilt are noticed, decoded anew and replaced. Once the folder is full, what is there stays
-    and nothing is added: a training passes over its videos in turn, where to make room for the
-    latest would always throw out what is needed soonest. Whoever changes the videos, ``size`` or
-    ``fps`` should hence remove the folder. Where it cannot be written, frames are added no longer
-    and a warning says why.
+    Stores all candidate frames of a randomly sampled clip, else only the clip's frames; a read
+    loads only what it needs. Several processes may share a folder, a killed process does not
+    corrupt it, and damaged frames are detected, decoded again and replaced. Once the folder is
+    full, the cache evicts nothing and adds nothing: training cycles through its videos, so eviction
+    would always drop the frames needed soonest. Remove the folder after changing the videos,
+    ``size`` or ``fps``. If the folder becomes unwritable, the cache stops adding frames and warns.
 
     Raises ValueError for ``max_bytes`` below 1, NotADirectoryError for a file, and RuntimeError on
     systems without POSIX file locks.
@@ -55,15 +53,14 @@ class FrameCache:
     def __init__(self, folder: str | os.PathLike[str], max_bytes: int) -> None:
         if not have_locks():
             raise RuntimeError(
-                "a frame cache needs the file locks of a POSIX system, which this one lacks; "
-                "leave the cache out"
+                "a frame cache needs POSIX file locks, which this system lacks: run without a cache"
             )
         if type(max_bytes) is not int or max_bytes < 1:
-            raise ValueError(f"max_bytes is {max_bytes!r}, it must be a whole number, at least 1")
-        # Workers may have another working directory.
+            raise ValueError(f"max_bytes must be an integer of at least 1, got {max_bytes!r}")
+        # Workers may have a different working directory.
         self.folder = Path(os.path.abspath(folder))
         if self.folder.exists() and not self.folder.is_dir():
-            raise NotADirectoryError(f"{folder} is no folder, so it cannot be a frame cache")
+            raise NotADirectoryError(f"a frame cache needs a folder, but {folder} is a file")
         self.quota = Quota(self.folder, max_bytes)
         self.adding = True
         self._unfit: set[str] = set()
@@ -72,7 +69,7 @@ class FrameCache:
             self.quota.recount()
 
     def taken(self) -> int:
-        """Bytes that the folder takes, as they were last counted."""
+        """The folder's size in bytes, as last counted."""
         with self._or_stop():
             return self.quota.taken()
         return 0
@@ -88,13 +85,13 @@ class FrameCache:
         generator: torch.Generator | None = None,
         fps: float | None = None,
     ) -> Tensor:
-        """What `clips.read_clip` returns or raises, bit for bit, from the folder if it is there."""
+        """Like `clips.read_clip`, bit for bit, but from the cache if possible."""
         candidates = Candidates(Path(path), height_and_width(size), start, end, fps)
         draw = Draw(num_frames, sampling, generator)
         try:
             file = self.folder / _name(candidates, draw)
         except (OSError, ClipError):
-            # Reading tells best what is the matter with the path.
+            # Reading raises the better error for a bad path.
             return to_floats(read_chosen(candidates, draw))
         clip = self._kept(file, candidates, draw)
         if clip is None and self.adding and file.name not in self._unfit:
@@ -103,7 +100,7 @@ class FrameCache:
             except ClipError:
                 if draw.sampling != "random":
                     raise
-                # Frames that this clip does without may be damaged.
+                # The damaged frames may not be part of this clip.
                 self._unfit.add(file.name)
         return to_floats(read_chosen(candidates, draw) if clip is None else clip)
 
@@ -147,7 +144,7 @@ class FrameCache:
         return clip
 
     def _writer(self, file: Path, count: int, frame_bytes: int) -> _Writer | None:
-        """None where there is no room, or where another process is at it."""
+        """Return None if there is no room, or if another process is writing the file."""
         size = _HEADER.size + count * (_CHECKSUM.size + frame_bytes)
         with self._or_stop():
             part = self.quota.take(file, size)
@@ -160,19 +157,19 @@ class FrameCache:
 
     @contextmanager
     def _or_stop(self) -> Iterator[None]:
-        """What goes wrong with the folder must not stop a training."""
+        """Turn cache errors into a warning, because they must not stop training."""
         try:
             yield
         except OSError as error:
             if self.adding:
                 self.adding = False
                 warnings.warn(
-                    f"no more frames are added to the cache {self.folder}: {error}", stacklevel=3
+                    f"stopped adding frames to the cache {self.folder}: {error}", stacklevel=3
                 )
 
 
 class _Writer:
-    """A file of frames in the making, whose name and space are taken; see `Quota.take`."""
+    """An unfinished file of frames with reserved name and space; see `Quota.take`."""
 
     def __init__(self, quota: Quota, file: Path, part: BinaryIO, count: int) -> None:
         self.quota = quota
@@ -188,7 +185,7 @@ class _Writer:
         self.part.write(pixels)
 
     def finish(self) -> None:
-        """Make the file one that others read."""
+        """Publish the file to readers."""
         self.part.seek(0)
         start = struct.pack("<8sI", _MAGIC, self.count)
         self.part.write(start + _CHECKSUM.pack(crc32(start)))
@@ -197,7 +194,7 @@ class _Writer:
         self.finished = True
 
     def close(self) -> None:
-        """Leave nothing behind that is not finished."""
+        """Close the file; discard it if unfinished."""
         try:
             if not self.finished:
                 self.finished = True
@@ -207,7 +204,7 @@ class _Writer:
 
 
 def _load(opened: BufferedReader, file: Path, candidates: Candidates, draw: Draw) -> Tensor | None:
-    """The clip, or None if its frames are not all as they were written."""
+    """Load the clip, or return None if any frame is damaged."""
     header = opened.read(_HEADER.size)
     if len(header) < _HEADER.size:
         return None
@@ -215,7 +212,7 @@ def _load(opened: BufferedReader, file: Path, candidates: Candidates, draw: Draw
     if magic != _MAGIC or checksum != crc32(header[: -_CHECKSUM.size]) or not count:
         return None
     clip = unfilled((draw.num_frames, 3, *candidates.size))
-    # Of what is kept uniformly chosen frames are all, in order: choosing again gives the same.
+    # A uniform clip's file holds exactly its frames, so drawing among them selects all, in order.
     for number, (place, *others) in draw(count).items():
         pixels = _bytes(clip[place])
         opened.seek(_HEADER.size + number * (_CHECKSUM.size + len(pixels)))
@@ -230,17 +227,17 @@ def _load(opened: BufferedReader, file: Path, candidates: Candidates, draw: Draw
 
 
 def _bytes(image: Tensor) -> memoryview:
-    """A contiguous image's memory."""
+    """View a contiguous image's memory."""
     return image.numpy().data.cast("B")
 
 
 def _checksum(pixels: memoryview, record: int, file: Path) -> int:
-    """Of a frame and of where it belongs, so that none stands for another."""
+    """Checksum a frame together with its place, so that frames cannot be mixed up."""
     return crc32(pixels, crc32(f"{file.name} {record}".encode()))
 
 
 def _name(candidates: Candidates, draw: Draw) -> Path:
-    """Of all that its frames depend on; OSError or ClipError where there is no video."""
+    """Hash everything that the frames depend on; raise OSError or ClipError without a video."""
     path = candidates.path
     files = [path]
     if path.is_dir():

@@ -1,4 +1,4 @@
-"""What a check of a manifest's videos found, in figures."""
+"""Summarises a check of a manifest's videos."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from tokenmix_ops.video.data.manifest import SPLITS, Manifest
 def report(
     manifest: Manifest, checked: Sequence[Checked], *, num_frames: int, workers: int
 ) -> dict[str, Any]:
-    """Figures by split, what is wrong, and how long an epoch's reading takes, ready for JSON.
+    """Return figures by split, problems, and the reading time of an epoch, ready for JSON.
 
-    Times are in seconds. Ranges have "min", "median", "max" and, for durations, "total" of the
-    videos that can be read; None where none of them tells.
+    Times are in seconds. Ranges have "min", "median", "max" and, for durations, "total" over the
+    readable videos; None if the files state no value.
     """
     splits = {
         split: _figures([one for one in checked if one.video.split == split], num_frames)
@@ -76,7 +76,7 @@ def _line(one: Checked) -> dict[str, Any]:
 
 
 def _epoch(checked: Iterable[Checked], workers: int) -> dict[str, Any] | None:
-    """How long it takes to read a clip for each caption for training, and nothing else."""
+    """Estimate the pure reading time of an epoch: one clip per training caption."""
     training = [one for one in checked if one.video.split == "train"]
     times = [one.seconds for one in training if one.status == "ok"]
     if not times:

@@ -1,6 +1,6 @@
-"""Which videos of a manifest can be read, and how long it takes: each read as training reads it.
+"""Checks which videos of a manifest can be read, and how fast, the way training reads them.
 
-The reading is done by processes of its own, since what decodes a damaged file may hang or crash.
+Separate processes do the reading, because decoding a damaged file may hang or crash.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from tokenmix_ops.video.data.video_file import Facts, probe, read_frames
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What a check found out about one video, of which only the part from `start` to `end` counts.
+    """The result of checking one video, within its `start` and `end`.
 
-    What is not known is None; all that the file tells is so for one that cannot be read.
+    Unknown values are None, including all file properties of an unreadable video.
     """
 
     video: Video
     path: Path
     status: Literal["ok", "missing", "unreadable"]
     error: str | None = None
-    """Why it is not "ok"."""
+    """Why the status is not "ok"."""
     duration: float | None = None
-    """Seconds; None for a folder of images, too."""
+    """Seconds; None for a folder of images."""
     num_frames: int | None = None
     fps: float | None = None
     width: int | None = None
     height: int | None = None
     seconds: float = 0.0
-    """How long it took to read the clip, or to find that it cannot be read."""
+    """Time to read the clip, or to fail."""
 
 
 class Check(NamedTuple):
-    """One video to read, and how."""
+    """A video to read, and its settings."""
 
     video: Video
     path: Path
@@ -61,20 +61,19 @@ def check_videos(
     thorough: bool = False,
     time_limit: float = 120.0,
 ) -> Generator[Checked, None, None]:
-    """Read a clip of each of `videos` in `workers` processes, and report on them in their order.
+    """Read a clip of each of `videos` in `workers` processes, and yield results in order.
 
-    `thorough` decodes all frames too, and so finds damage that the clip does not touch. A process
-    that takes more than `time_limit` seconds over a video is killed, and one that a video crashes
-    is replaced; either way the video is "unreadable". The processes end with the iterator, and
-    with this process. Raises ValueError for arguments out of range, RuntimeError if a process
-    cannot start.
+    `thorough` also decodes all frames, to find damage outside the clip. A video is "unreadable" if
+    it crashes its process or takes more than `time_limit` seconds; a new process then takes over.
+    All processes end with the iterator and with this process. Raises ValueError for arguments out
+    of range, RuntimeError if a process cannot start.
     """
     for name, value in (("size", size), ("workers", workers)):
         if type(value) is not int or value < 1:
-            raise ValueError(f"{name} is {value!r}, it must be a whole number, at least 1")
+            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
     frame_indices(1, num_frames)
     if not time_limit > 0:
-        raise ValueError(f"time_limit is {time_limit}, it must be in seconds, more than 0")
+        raise ValueError(f"time_limit must be above 0 seconds, got {time_limit}")
     tasks = [Check(v, manifest.path_of(v), num_frames, size, thorough) for v in videos]
     return _checked(tasks, workers, time_limit)
 
@@ -92,18 +91,18 @@ def _checked(
 
 
 def examine(task: Check) -> Checked:
-    """Read one video in this process; `check_videos` does so in others."""
+    """Read one video in this process; `check_videos` runs this in workers."""
     video, path = task.video, task.path
     begun = time.perf_counter()
     found = Checked(video, path, "unreadable")
     try:
         if not path.exists():
-            return replace(found, status="missing", error="is not there")
+            return replace(found, status="missing", error="does not exist")
         read_clip(path, task.num_frames, task.size, start=video.start, end=video.end)
         found = replace(found, seconds=time.perf_counter() - begun)
         facts = _facts(path, video.start, video.end, task.thorough)
     except Exception as error:
-        # Whatever it is, training would stop at it, and the other videos are to be checked too.
+        # Any error would stop training, and the remaining videos must still be checked.
         known = isinstance(error, ClipError | OSError)
         text = str(error) if known else f"{type(error).__name__}: {error}"
         seconds = found.seconds or time.perf_counter() - begun
@@ -121,7 +120,7 @@ def _facts(path: Path, start: float | None, end: float | None, thorough: bool) -
 
 
 def _decoded(path: Path, start: float | None, end: float | None) -> int:
-    """How many frames the span has; raises ClipError if any of them is damaged."""
+    """Count the span's frames by decoding them; raise ClipError if any is damaged."""
     low, high = start or 0.0, float("inf") if end is None else end
     number = 0
 

@@ -1,4 +1,4 @@
-"""From the path of a video, or of a folder of numbered images, to a tensor of chosen frames."""
+"""Reads chosen frames of a video file, or of a folder of numbered images, as a tensor."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ __all__ = ["CLIP_MEAN", "CLIP_STD", "ClipError", "frame_indices", "normalize_cli
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
-# In some files times are whole milliseconds, and a frame may be told to show too early.
+# Some files round times to whole milliseconds, so a frame's time may be slightly early.
 _SLACK_SECONDS = 1e-3
 
-# Exact to one level on a plain colour, where swscale's default is off by two.
+# Exact to one level on a plain colour; swscale's default is off by two.
 _SCALING = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 
 
@@ -40,15 +40,15 @@ def frame_indices(
 ) -> list[int]:
     """Choose `num_frames` ascending indices below `num_available`.
 
-    "uniform" takes floor(i * num_available / num_frames), "random" distinct ones drawn with
-    `generator`; where there are too few frames both repeat them by the uniform formula. Raises
+    "uniform" takes floor(i * num_available / num_frames); "random" draws distinct indices with
+    `generator`. If there are too few frames, both repeat them by the uniform formula. Raises
     ValueError for counts below 1 and other samplings.
     """
     for name, value in (("num_available", num_available), ("num_frames", num_frames)):
         if type(value) is not int or value < 1:
-            raise ValueError(f"{name} is {value!r}, it must be a whole number, at least 1")
+            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
     if sampling not in ("uniform", "random"):
-        raise ValueError(f"sampling is {sampling!r}, it must be 'uniform' or 'random'")
+        raise ValueError(f"sampling must be 'uniform' or 'random', got {sampling!r}")
     if sampling == "random" and num_available >= num_frames:
         return sorted(torch.randperm(num_available, generator=generator)[:num_frames].tolist())
     return [i * num_available // num_frames for i in range(num_frames)]
@@ -66,59 +66,58 @@ def read_clip(
 ) -> Tensor:
     """Read chosen frames of a video file or image folder as float32 RGB in [0, 1].
 
-    Returns [num_frames, 3, height, width]: upright frames, each resized without crop (bicubic,
-    antialiased) to `size`, an int or (height, width), and rounded to 8 bits a channel. `sampling`
-    is "uniform" or "random"; a clip with fewer frames than asked for repeats them. `start` and
-    `end` are seconds after the video's first frame; `frame_indices` chooses among the frames
-    whose time is in [start, end), and with `fps` among those only that, to a millisecond, are the
-    first at or after start + k / fps for a whole k; images of a folder count as extracted at such
-    a rate. Of several video streams the default one is read, then the largest. Raises ValueError
-    for arguments out of range and ClipError for what is wrong with the path. A chosen frame that
-    depends on data the decoder reports as damaged raises, and so does a file cut off before
-    `end`; damage elsewhere is tolerated.
+    Returns [num_frames, 3, height, width]: upright frames, each resized without cropping (bicubic,
+    antialiased) to `size`, an int or (height, width), and rounded to 8 bits per channel. `sampling`
+    is "uniform" or "random"; a clip with too few frames repeats them. `start` and `end` are seconds
+    after the video's first frame. `frame_indices` chooses among the frames with times in
+    [start, end); with `fps`, only among the first frame at or after each start + k / fps for
+    integer k, to a millisecond. A folder's images count as already sampled at `fps`. Reads the
+    default video stream if there are several, else the largest. Raises ValueError for arguments out
+    of range, and ClipError if the path is unusable, the file is cut off before `end`, or a chosen
+    frame depends on data that the decoder reports as damaged; damage elsewhere is tolerated.
     """
     candidates = Candidates(Path(path), height_and_width(size), start, end, fps)
     return to_floats(read_chosen(candidates, Draw(num_frames, sampling, generator)))
 
 
 def normalize_clip(clip: Tensor) -> Tensor:
-    """Normalise RGB [..., 3, height, width] in [0, 1] by CLIP's mean and standard deviation.
+    """Normalise RGB [..., 3, height, width] in [0, 1] with CLIP's mean and standard deviation.
 
-    Raises ValueError for another shape, or for integers, which are in [0, 255].
+    Raises ValueError for another shape, or for integers, which would be in [0, 255].
     """
     return normalize_clip_(clip.clone())
 
 
 def normalize_clip_(clip: Tensor) -> Tensor:
-    """As `normalize_clip`, in place."""
+    """Like `normalize_clip`, in place."""
     if not clip.is_floating_point():
         raise ValueError(
-            f"clip is {clip.dtype}, it must be floating point in [0, 1]: divide by 255"
+            f"expected clip to be floating point in [0, 1], got {clip.dtype}: divide by 255"
         )
     if clip.dim() < 3 or clip.shape[-3] != 3:
-        raise ValueError(f"clip has shape {tuple(clip.shape)}, it must be [..., 3, height, width]")
+        raise ValueError(f"expected clip [..., 3, height, width], got {list(clip.shape)}")
     mean = clip.new_tensor(CLIP_MEAN).view(3, 1, 1)
     return clip.sub_(mean).div_(clip.new_tensor(CLIP_STD).view(3, 1, 1))
 
 
 def height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
-    """Both sides of a size; raises ValueError for what is none."""
+    """Return (height, width) of a size; raise ValueError if it is invalid."""
     sides = (size, size) if isinstance(size, int) else tuple(size)
     if len(sides) != 2 or min(sides) < 1:
-        raise ValueError(f"size is {size}, it must be an int or (height, width), each at least 1")
+        raise ValueError(f"size must be an int or (height, width), each at least 1, got {size}")
     return sides[0], sides[1]
 
 
 def to_floats(clip: Tensor) -> Tensor:
-    """8-bit channels as float32 in [0, 1]."""
+    """Convert 8-bit channels to float32 in [0, 1]."""
     return unfilled(clip.shape, torch.float32).copy_(clip).div_(255)
 
 
 def unfilled(shape: Sequence[int], dtype: torch.dtype = torch.uint8) -> Tensor:
-    """A tensor whose memory goes straight back to the system when it is no longer needed.
+    """Allocate a tensor whose memory returns to the system as soon as it is freed.
 
-    Of glibc's heap each clip would take a new part: it aligns large blocks for PyTorch, and does
-    not fit one into the hole that one of the same size has left.
+    On glibc's heap, memory would grow with each clip: PyTorch asks for aligned blocks, and glibc
+    does not fit one into the hole left by another of the same size.
     """
     flags = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if os.name == "posix" else {}
     memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, **flags)
@@ -127,7 +126,7 @@ def unfilled(shape: Sequence[int], dtype: torch.dtype = torch.uint8) -> Tensor:
 
 @dataclass(frozen=True)
 class Candidates:
-    """The frames that a clip is chosen from, as `read_clip` describes them.
+    """The frames to choose a clip from; see `read_clip`.
 
     Raises ValueError for times and rates out of range.
     """
@@ -141,17 +140,17 @@ class Candidates:
     def __post_init__(self) -> None:
         start, end, fps = self.start, self.end, self.fps
         if start is not None and not 0 <= start < math.inf:
-            raise ValueError(f"start is {start}, it must be in seconds, 0 or more")
+            raise ValueError(f"start must be at least 0 seconds, got {start}")
         if end is not None and not end > (start or 0):
-            raise ValueError(f"end is {end}, it must be in seconds, more than start, {start or 0}")
+            raise ValueError(f"end must be in seconds and above start = {start or 0}, got {end}")
         if fps is not None and not 0 < fps < math.inf:
-            raise ValueError(f"fps is {fps}, it must be in frames a second, above 0")
+            raise ValueError(f"fps must be above 0 and finite, got {fps}")
 
     def read(self, choose: Callable[[int], Iterable[int]]) -> Iterator[tuple[int, Tensor]]:
-        """Yield chosen candidates in order, each its number and RGB [3, height, width], uint8.
+        """Yield the chosen candidates in order: index and RGB [3, height, width], uint8.
 
-        `choose` is given how many there are. Where decoding disagrees with what the file tells it
-        is asked again, and the frames begin anew.
+        `choose` receives the number of candidates. If decoding contradicts the file's packets,
+        `choose` is called again and the frames restart from the first.
         """
         path, awaited = self.path, set[int]()
 
@@ -165,9 +164,7 @@ class Candidates:
             if not path.is_dir():
                 frames = read_frames(path, positions, math.inf if self.end is None else self.end)
             elif self.start is not None or self.end is not None:
-                raise ClipError(
-                    f"{path}: a folder of images has no clock, so start and end must be left out"
-                )
+                raise ClipError(f"{path}: a folder of images has no timestamps: omit start and end")
             else:
                 files = numbered_images(path)
                 awaited.update(choose(len(files)))
@@ -175,35 +172,35 @@ class Candidates:
             resized = _Resizer(self.size)
             for (number,), frame in frames:
                 awaited.discard(number)
-                # Resized as it comes, so that no full-size frame is kept.
+                # Resize at once, so that no full-size frame is kept.
                 yield number, resized(frame)
         except (av.FFmpegError, OSError) as error:
             raise ClipError(f"{path}: cannot be read: {error.strerror or error}") from error
         if awaited:
-            raise ClipError(f"{path}: changed while it was read")
+            raise ClipError(f"{path}: changed while being read")
 
     def _window(self, count: int, times: Sequence[float] | None) -> Sequence[int]:
-        """Positions of the candidates among all frames."""
+        """Return the positions of the candidates among all frames."""
         if self.start is None and self.end is None and self.fps is None:
             return range(count)
         if times is None:
             raise ClipError(
                 f"{self.path}: start, end and fps need timestamps, which its frames lack; "
-                "remux it, or leave them out"
+                "remux it, or omit them"
             )
         low, high = self.start or 0.0, math.inf if self.end is None else self.end
         window = [i for i, t in enumerate(times) if low <= t < high]
         if not window:
             last = max(t for t in times if t < low)
             raise ClipError(
-                f"{self.path}: no frame has its time in [{low}, {high}) s; the last before is at "
-                f"{last:.3f} s"
+                f"{self.path}: expected frames in [{low}, {high}) s, got none; the last one before "
+                f"is at {last:.3f} s"
             )
         return window if self.fps is None else _at_rate(window, times, low, self.fps)
 
 
 class Draw:
-    """Which candidates fill which places of a clip, the same however often it is asked for.
+    """Assigns candidates to places of a clip; repeated calls draw the same.
 
     Raises ValueError for counts below 1 and unknown samplings.
     """
@@ -216,7 +213,7 @@ class Draw:
         self.state: Tensor | None = None
 
     def __call__(self, count: int) -> dict[int, list[int]]:
-        """Places by the number of the candidate, of which there are ``count``."""
+        """Return places by candidate index, out of ``count`` candidates."""
         self.state = self.generator.get_state() if self.state is None else self.state
         self.generator.set_state(self.state)
         places: dict[int, list[int]] = {}
@@ -227,7 +224,7 @@ class Draw:
 
 
 def read_chosen(candidates: Candidates, draw: Draw) -> Tensor:
-    """Read a clip, [num_frames, 3, height, width] uint8, and nothing that it does not need."""
+    """Read a clip, [num_frames, 3, height, width] uint8, decoding no more than it needs."""
     clip = unfilled((draw.num_frames, 3, *candidates.size))
     places: dict[int, list[int]] = {}
 
@@ -244,11 +241,11 @@ def read_chosen(candidates: Candidates, draw: Draw) -> Tensor:
 def _at_rate(
     window: Sequence[int], times: Sequence[float], low: float, fps: float
 ) -> Sequence[int]:
-    """Those of a window that are first at or after some low + k / fps."""
+    """Keep the first frames at or after each low + k / fps."""
     chosen: list[int] = []
     passed = -1
     for i in window:
-        # No video has as many frames a second; far more would be infinity.
+        # No video exceeds this rate; a far higher one would overflow to infinity.
         reached = math.floor((times[i] - low + _SLACK_SECONDS) * min(fps, 1e9))
         if reached > passed:
             chosen.append(i)
@@ -257,9 +254,9 @@ def _at_rate(
 
 
 class _Resizer:
-    """Makes frames upright RGB images of one size, [3, height, width] uint8.
+    """Converts frames to upright RGB images of one size, [3, height, width] uint8.
 
-    Matrix and range are the frame's own; where it names none, FFmpeg takes BT.601, limited.
+    Uses the frame's own colour matrix and range; FFmpeg defaults to BT.601, limited range.
     """
 
     def __init__(self, size: tuple[int, int]) -> None:

@@ -1,4 +1,4 @@
-"""From a manifest to the items and batches that models are trained and evaluated on."""
+"""Data sets and batches, built from a manifest, for training and evaluation."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from tokenmix_ops.video.data.unreadable import Unreadable
 
 
 class Clips(Dataset[dict[str, Any]]):
-    """The videos of a split, one item each, with frames chosen uniformly, at ``fps`` if given.
+    """One item per video of a split, with uniformly chosen frames, at ``fps`` if given.
 
-    Item ``row`` is {"pixels": [num_frames, 3, height, width] float32, normalised as
-    `normalize_clip` does, "video": row}, whether or not decoded frames are kept in ``cache``.
-    Raises ValueError if the split has no video, or for numbers out of range; reading an item
-    raises ClipError, which names the path, if it cannot be read.
+    Item ``row`` is {"pixels": [num_frames, 3, height, width] float32, normalised by
+    `normalize_clip`, "video": row}; a ``cache`` does not change it. Raises ValueError if the split
+    has no video, or for numbers out of range; reading an item raises ClipError with the path if it
+    fails.
     """
 
     def __init__(
@@ -74,15 +74,14 @@ class Clips(Dataset[dict[str, Any]]):
 
 
 class CaptionedClips(Clips):
-    """The captions of a split, one item each, with frames of the caption's video.
+    """One item per caption of a split, with frames of the caption's video.
 
-    Item ``index``, or (epoch, index) as `EpochBatches` gives it, is {"pixels": [num_frames, 3,
-    height, width] float32, normalised, "caption": str, "video": row of the video in
-    ``videos``}. Frames are drawn at random: they depend on seed, epoch and index only, not on
-    workers or processes. Where a video cannot be read it is added to ``unreadable``, and another
-    caption, drawn likewise, stands in. Raises ValueError if the split has no caption; reading an
-    item raises ClipError, which names the path, if there is no such list, and ValueError if the
-    list gets longer than it may.
+    Item ``index``, or (epoch, index) from `EpochBatches`, is {"pixels": [num_frames, 3, height,
+    width] float32, normalised, "caption": str, "video": the video's index in ``videos``}. Frames
+    are drawn at random and depend only on seed, epoch and index, not on workers or processes. An
+    unreadable video is added to ``unreadable`` and replaced by another random caption. Raises
+    ValueError if the split has no caption; reading an item raises ClipError with the path if there
+    is no ``unreadable`` list, and ValueError if the list exceeds its limit.
     """
 
     def __init__(
@@ -104,7 +103,7 @@ class CaptionedClips(Clips):
             (row, caption) for row, video in enumerate(self.videos) for caption in video.captions
         ]
         if not self.pairs:
-            raise ValueError(f"split is {split!r}, whose videos have no captions")
+            raise ValueError(f"expected captions in split {split!r}, got none")
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -124,20 +123,20 @@ class CaptionedClips(Clips):
                     if self.unreadable is None:
                         raise
                     self.unreadable.add(video, error)
-            # One of its own: how much the other was drawn from depends on what is wrong.
+            # Use a new generator: how much the failed read drew depends on the kind of damage.
             attempt += 1
             generator = generator_for(self.seed, epoch, asked, attempt)
             index = int(torch.randint(len(self.pairs), (), generator=generator))
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A batch of items: "pixels" [batch, num_frames, 3, height, width], "videos" int64 [batch].
+    """Collate items: "pixels" [batch, num_frames, 3, height, width], "videos" int64 [batch].
 
-    Where items have captions, these are the list "captions".
+    If items have captions, the batch has the list "captions".
     """
     batch: dict[str, Any] = {
-        # In a worker this stacks into shared memory, which saves a copy; and glibc's heap, in which
-        # such copies leave holes that they do not fit in again, would grow.
+        # In a worker, default_collate stacks into shared memory, which saves a copy and keeps
+        # glibc's heap from growing through fragmentation.
         "pixels": default_collate([item["pixels"] for item in items]),
         "videos": torch.tensor([item["video"] for item in items]),
     }

@@ -1,4 +1,4 @@
-"""A folder of numbered images: which files it holds, in order, and their pictures."""
+"""Lists and decodes the images of a folder of numbered images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CODECS: dict[bytes, Literal["mjpeg", "png"]] = {b"\xff\xd8\xff": "mjpeg", b"\x8
 def numbered_images(folder: Path) -> list[Path]:
     """List the images of a folder by the last number in their names.
 
-    Raises ClipError where there are none, and for a name without a number or with that of another.
+    Raises ClipError if there are none, or if a name has no number or a duplicate one.
     """
     numbered: dict[int, Path] = {}
     for file in sorted(folder.iterdir()):
@@ -26,7 +26,7 @@ def numbered_images(folder: Path) -> list[Path]:
             continue
         digits = re.findall(r"[0-9]+", file.stem)
         if not digits:
-            raise ClipError(f"{file}: has no number in its name to order it by; rename or move it")
+            raise ClipError(f"{file}: needs a number in its name for ordering; rename or move it")
         other = numbered.setdefault(int(digits[-1]), file)
         if other != file:
             raise ClipError(f"{file}: has the same number as {other.name}; remove one of them")
@@ -36,7 +36,7 @@ def numbered_images(folder: Path) -> list[Path]:
 
 
 def decode_image(file: Path) -> VideoFrame:
-    """Decode a JPEG or PNG file; raises ClipError for any other and for a damaged one."""
+    """Decode a JPEG or PNG file; raise ClipError for other formats and damaged files."""
     data = file.read_bytes()
     codec = next((c for magic, c in _CODECS.items() if data.startswith(magic)), None)
     if codec is None:

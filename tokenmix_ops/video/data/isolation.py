@@ -1,4 +1,4 @@
-"""Calls a function in processes of their own, so that a call may hang or crash."""
+"""Calls a function in separate processes, so that a call may hang or crash."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import torch
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
-# Of which most goes into imports.
+# Imports take most of the start-up time.
 _START_SECONDS = 300.0
 _WAIT_SECONDS = 60.0
 _END_SECONDS = 5.0
@@ -27,7 +27,7 @@ _END_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A call that has no result."""
+    """A call that failed."""
 
     reason: str
     seconds: float
@@ -36,11 +36,11 @@ class Failure:
 def in_processes(
     function: Callable[[_Item], _Result], items: Sequence[_Item], workers: int, time_limit: float
 ) -> Generator[_Result | Failure, None, None]:
-    """Call `function` on each item in up to `workers` processes; yield results in order of items.
+    """Call `function` on each item in up to `workers` processes; yield results in item order.
 
-    A call that takes more than `time_limit` seconds, or ends its process, is a `Failure`; a new
-    process takes over. All end with the iterator, and with this process, however it ends.
-    `function` and items are pickled. Raises RuntimeError if a process cannot start.
+    A call that takes more than `time_limit` seconds, or ends its process, gives a `Failure`, and a
+    new process takes over. All processes end with the iterator and with this process. `function`
+    and items must be picklable. Raises RuntimeError if a process cannot start.
     """
     todo = deque(enumerate(items))
     done: dict[int, _Result | Failure] = {}
@@ -62,7 +62,7 @@ def in_processes(
                     if worker.pipe in spoken:
                         if worker.hear(done):
                             continue
-                        reason = f"crashed the process that read it ({worker.died()})"
+                        reason = f"crashed the process reading it ({worker.died()})"
                     elif time.monotonic() >= worker.deadline:
                         worker.end()
                         reason = f"took more than {time_limit:g} s"
@@ -71,8 +71,8 @@ def in_processes(
                     crew.remove(worker)
                     if not worker.ready:
                         raise RuntimeError(
-                            "a process to read videos in could not start; a script must keep what "
-                            'it does under if __name__ == "__main__"'
+                            "a process for reading videos could not start; scripts must guard "
+                            'their main code with if __name__ == "__main__"'
                         )
                     if worker.place is not None:
                         done[worker.place] = Failure(reason, time.monotonic() - worker.begun)
@@ -83,10 +83,10 @@ def in_processes(
 
 
 class _Worker:
-    """A process, and what it is at."""
+    """A process and its current call."""
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
-        # Of threads that this process may have, a fork would copy only the locks.
+        # Spawn, because a fork copies locks held by other threads but not the threads.
         context = get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, function), daemon=True)
@@ -99,7 +99,7 @@ class _Worker:
         self.deadline = self.begun + _START_SECONDS
 
     def give(self, place: int, item: Any, time_limit: float) -> bool:
-        """Start a call; False if the process has died."""
+        """Start a call; return False if the process has died."""
         try:
             self.pipe.send(item)
         except OSError:
@@ -109,7 +109,7 @@ class _Worker:
         return True
 
     def hear(self, done: dict[int, Any]) -> bool:
-        """Take what it says, a result or that it is ready; False if it has died."""
+        """Receive a result or the ready message; return False if the process has died."""
         try:
             said = self.pipe.recv()
         except (EOFError, OSError):
@@ -120,23 +120,23 @@ class _Worker:
         return True
 
     def died(self) -> str:
-        """How it ended by itself."""
+        """Describe how the process ended."""
         self.process.join(_END_SECONDS)
         code = self.process.exitcode
         self.end()
         if code is None:
-            return "it fell silent"
+            return "it stopped responding"
         return signal.Signals(-code).name if code < 0 else f"exit status {code}"
 
     def end(self) -> None:
         self.process.kill()
-        # What waits for a dead file server cannot even be killed.
+        # A process blocked on a dead file server cannot be killed, so do not wait forever.
         self.process.join(_END_SECONDS)
         self.pipe.close()
 
 
 def _serve(pipe: Connection, function: Callable[[Any], Any]) -> None:
-    # A call that hangs hears nothing from the pipe when the parent is killed.
+    # A hanging call does not notice the closed pipe when the parent is killed.
     Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     pipe.send(None)
@@ -157,8 +157,8 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """A process started here never sees Ctrl-C: who started it ends it."""
-    # Its first start would let interrupts through again.
+    """Block Ctrl-C in processes started here; their parent ends them."""
+    # Start the resource tracker first, because starting it would unblock interrupts.
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

@@ -1,8 +1,8 @@
-"""The one annotation format: JSON lines, one video a line.
+"""The annotation format: JSON lines, one video per line.
 
 Each line is an object with ``video`` (a file, or a folder of numbered images, relative to a root),
-``video_id``, ``captions`` (a list of strings), ``split`` ("train", "val" or "test") and, where only
-a part of the file is meant, ``start`` and ``end`` in seconds. Further fields are ignored.
+``video_id``, ``captions`` (a list of strings), ``split`` ("train", "val" or "test") and, for a part
+of a file, ``start`` and ``end`` in seconds. Other fields are ignored.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tokenmix_ops.video.files import replace_text
 
 SPLITS = ("train", "val", "test")
 
-# Neither can stand in a path, and a lone surrogate not in a UTF-8 file either.
+# Paths can contain neither NUL nor lone surrogates, and UTF-8 cannot encode the latter.
 _UNFIT = re.compile("[\0\ud800-\udfff]")
 _WORDS = {
     "no captions": ("video without captions", "videos without captions"),
@@ -31,35 +31,37 @@ _WORDS = {
 
 @dataclass(frozen=True, slots=True)
 class Video:
-    """One line of a manifest; raises ValueError for a field that cannot be."""
+    """One line of a manifest; raises ValueError for an invalid field."""
 
     video: str
     """A file or a folder of numbered images, relative to the manifest's root."""
     video_id: str
     captions: tuple[str, ...]
-    """Needed for training; may be empty elsewhere."""
+    """Required for training; may be empty elsewhere."""
     split: str
     """One of `SPLITS`."""
     start: float | None = None
-    """Seconds after the first frame; None for the beginning."""
+    """Seconds after the first frame; None means the beginning."""
     end: float | None = None
-    """Seconds after the first frame; None for the end."""
+    """Seconds after the first frame; None means the end."""
 
     def __post_init__(self) -> None:
         for name, value in (("video", self.video), ("video_id", self.video_id)):
             if not (is_text(value) and value.strip()):
-                raise ValueError(f"{name} must be a string that is not blank, got {value!r:.80}")
+                raise ValueError(f"{name} must be a non-blank string, got {value!r:.80}")
         if not (isinstance(self.captions, tuple) and all(map(is_text, self.captions))):
             raise ValueError(f"captions must be a list of strings, got {self.captions!r:.80}")
         if self.split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r:.80}")
         if self.split == "train" and not (self.captions and all(map(str.strip, self.captions))):
-            raise ValueError("a video for training needs captions, and none of them blank")
+            raise ValueError(
+                f"a training video needs non-blank captions, got {self.captions!r:.80}"
+            )
         for name, time in (("start", self.start), ("end", self.end)):
             if time is not None and not is_time(time):
-                raise ValueError(f"{name} must be in seconds, 0 or more, got {time!r:.80}")
+                raise ValueError(f"{name} must be at least 0 seconds, got {time!r:.80}")
         if self.end is not None and not self.end > (self.start or 0):
-            raise ValueError(f"end must be more than start, {self.start or 0}, got {self.end}")
+            raise ValueError(f"end must be above start = {self.start or 0}, got {self.end}")
 
 
 _FIELDS = tuple(field.name for field in fields(Video))
@@ -67,38 +69,38 @@ _FIELDS = tuple(field.name for field in fields(Video))
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something wrong with annotations or videos that others need not suffer from."""
+    """A problem with one annotation or video; the others remain usable."""
 
     kind: str
     """"duplicate", "empty caption", "no captions", "unknown split", "missing video", ..."""
     where: str
-    """Where it was found, as "line 7"."""
+    """The place, such as "line 7"."""
     what: str
-    """What was found, by name, and what became of it."""
+    """The problem, and how it was handled."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The videos of a manifest, in the order of its lines, and the folder that holds them."""
+    """The videos of a manifest, in the order of its lines, and their root folder."""
 
     videos: tuple[Video, ...]
     root: Path
     problems: tuple[Problem, ...] = ()
-    """What was left out when it was read, in the order of its lines."""
+    """Problems that dropped something while reading, in the order of the lines."""
 
     def of_split(self, split: str) -> list[Video]:
-        """The videos of one split; raises ValueError if it has none."""
+        """Return the videos of one split; raise ValueError if it has none."""
         chosen = [video for video in self.videos if video.split == split]
         if not chosen:
             held = [name for name in SPLITS if any(video.split == name for video in self.videos)]
             raise ValueError(
-                f"split is {split!r}, of which the manifest has no video; "
-                f"it has {', '.join(held) or 'none at all'}"
+                f"split is {split!r}, but the manifest's splits with videos are: "
+                f"{', '.join(held) or 'none'}"
             )
         return chosen
 
     def path_of(self, video: Video) -> Path:
-        """Where a video's file or folder is."""
+        """Return the path of a video's file or folder."""
         return self.root / video.video
 
 
@@ -108,13 +110,13 @@ def read_manifest(
     *,
     strict: bool = False,
 ) -> Manifest:
-    """Read a manifest, whose videos lie under ``root``, by default the folder of the file.
+    """Read a manifest; videos lie under ``root``, by default the manifest's folder.
 
-    A UTF-8 byte-order mark, CRLF and blank lines are accepted. Left out and listed as problems are
-    blank captions, videos for training that then have none, lines of an unknown split, and lines
-    that repeat the ``video_id`` of one that stays. Raises ValueError that names file and line where
-    a line is no JSON object, lacks a field or has one that cannot be, and with ``strict`` at the
-    first problem; OSError if the file cannot be read.
+    Accepts a UTF-8 byte-order mark, CRLF and blank lines. Drops and lists as problems: blank
+    captions, training videos without other captions, lines with an unknown split, and lines that
+    repeat a ``video_id``. Raises ValueError with file and line if a line is not a JSON object or
+    has a missing or invalid field, and with ``strict`` at the first problem; OSError if the file
+    cannot be read.
     """
     path = Path(path)
     videos: list[Video] = []
@@ -129,7 +131,7 @@ def read_manifest(
                 video, found = _parse(line)
                 if video is not None and lines.setdefault(video.video_id, number) != number:
                     first = lines[video.video_id]
-                    what = f"video_id {video.video_id!r:.80} stands in line {first} already"
+                    what = f"video_id {video.video_id!r:.80} already appears in line {first}"
                     video, found = None, [*found, ("duplicate", what)]
                 if found and strict:
                     raise ValueError(found[0][1])
@@ -142,7 +144,7 @@ def read_manifest(
 
 
 def summary(problems: Iterable[Problem]) -> str:
-    """How many problems of each kind, in one line: "2 duplicates, 1 empty caption"."""
+    """Summarise problems in one line: "2 duplicates, 1 empty caption"."""
     counts = Counter(problem.kind for problem in problems)
     return ", ".join(
         f"{count:,} {_WORDS.get(kind, (kind, kind + 's'))[count > 1]}"
@@ -151,15 +153,15 @@ def summary(problems: Iterable[Problem]) -> str:
 
 
 def write_manifest(path: str | os.PathLike[str], videos: Iterable[Video]) -> Path:
-    """Write a manifest whole or not at all, and return its path.
+    """Write a manifest atomically and return its path.
 
-    Raises ValueError if a ``video_id`` comes twice, OSError if it cannot be written.
+    Raises ValueError for a duplicate ``video_id``, OSError if it cannot be written.
     """
     path = Path(path)
     lines: dict[str, str] = {}
     for video in videos:
         if video.video_id in lines:
-            raise ValueError(f"{path}: video_id {video.video_id!r} comes twice")
+            raise ValueError(f"{path}: expected unique video_ids, got {video.video_id!r} twice")
         values = ((name, getattr(video, name)) for name in _FIELDS)
         record = {name: value for name, value in values if value is not None}
         lines[video.video_id] = json.dumps(record, ensure_ascii=False) + "\n"
@@ -168,19 +170,19 @@ def write_manifest(path: str | os.PathLike[str], videos: Iterable[Video]) -> Pat
 
 
 def missing(manifest: Manifest, split: str) -> list[Video]:
-    """The videos of a split that are not where it says; raises ValueError as `of_split` does."""
+    """Return the videos of a split that do not exist; raise ValueError as `of_split` does."""
     return [video for video in manifest.of_split(split) if not manifest.path_of(video).exists()]
 
 
 def _parse(line: bytes) -> tuple[Video | None, list[tuple[str, str]]]:
-    """The video of a line, None if it is to be left out, and kind and text of each problem."""
+    """Return a line's video, None to drop it, and the kind and text of each problem."""
     try:
         record = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise ValueError("is not in UTF-8; convert the file") from error
+        raise ValueError("is not UTF-8; convert the file") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"is not JSON: {error}; each line must be an object, as tokenmix data prepare writes it"
+            f"is not JSON: {error}; each line must be an object as written by tokenmix data prepare"
         ) from error
     if not isinstance(record, dict):
         raise ValueError(f"must be a JSON object, got {record!r:.80}")
@@ -192,7 +194,7 @@ def _parse(line: bytes) -> tuple[Video | None, list[tuple[str, str]]]:
     texts = isinstance(captions, list) and all(map(is_text, captions))
     kept = tuple(filter(str.strip, captions)) if texts else captions
     speechless = split == "train" and kept == ()
-    # As a video for testing it is checked like any other, but for its captions' number.
+    # Validate a video that will be dropped as a test video, which needs no captions.
     video = Video(
         video=record["video"],
         video_id=record["video_id"],
@@ -213,18 +215,18 @@ def _parse(line: bytes) -> tuple[Video | None, list[tuple[str, str]]]:
         what = f"{name}: split must be one of {options}, got {split!r:.80}"
         problems.append(("unknown split", what))
     if speechless:
-        problems.append(("no captions", f"{name}: a video for training needs captions"))
+        problems.append(("no captions", f"{name}: a training video needs captions"))
     return video if known and not speechless else None, problems
 
 
 def is_text(value: object) -> TypeGuard[str]:
-    """Whether a value is a string that a manifest can hold."""
+    """Whether a value is a string that a manifest can store."""
     if not isinstance(value, str):
         return False
-    # Quicker by far where it will do.
+    # ASCII needs only this much faster check.
     return "\0" not in value if value.isascii() else _UNFIT.search(value) is None
 
 
 def is_time(value: object) -> TypeGuard[float]:
-    """Whether a value is a time in seconds that a manifest can hold."""
+    """Whether a value is a time in seconds that a manifest can store."""
     return isinstance(value, int | float) and type(value) is not bool and 0 <= value < math.inf

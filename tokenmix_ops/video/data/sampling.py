@@ -1,4 +1,4 @@
-"""Which items come in which batch: from the seed and the epoch alone, whoever asks."""
+"""Deterministic batches: seed and epoch alone determine which items go into which batch."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ from torch.utils.data import Sampler
 
 
 def generator_for(*numbers: int) -> torch.Generator:
-    """A generator whose draws depend on the given numbers, and on their order, only."""
+    """Seed a generator from the given numbers and their order."""
     digest = blake2b(repr(numbers).encode(), digest_size=8).digest()
-    # PyTorch takes seeds of a signed 64-bit integer.
+    # PyTorch's seeds are signed 64-bit integers.
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
-    """This process's batches of one epoch, each a list of (epoch, index); a ``batch_sampler``.
+    """A ``batch_sampler`` for this process's batches of one epoch, lists of (epoch, index).
 
-    Every epoch shuffles all ``length`` items anew. ``world`` processes with ``batch_size`` each
-    see together, batch for batch, what one with ``world * batch_size`` sees: process ``rank`` has
-    the rank-th part of every global batch. What remains at the end of an epoch and does not fill
-    a global batch is left out. The epoch travels with the index, so that it reaches workers that
-    outlive an epoch. Raises ValueError if no global batch can be filled, or for numbers out of
-    range.
+    Shuffles all ``length`` items in every epoch. ``world`` processes with ``batch_size`` each see
+    the same global batches as one process with ``world * batch_size``: process ``rank`` gets the
+    rank-th part of each. Drops the last, incomplete global batch. The epoch travels with the index,
+    so that it reaches persistent workers. Raises ValueError if no global batch can be filled, or
+    for numbers out of range.
     """
 
     def __init__(
@@ -32,13 +31,13 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     ) -> None:
         for name, value in (("batch_size", batch_size), ("world", world)):
             if value < 1:
-                raise ValueError(f"{name} is {value}, it must be at least 1")
+                raise ValueError(f"{name} must be at least 1, got {value}")
         if not 0 <= rank < world:
-            raise ValueError(f"rank is {rank}, it must be from 0 to {world - 1}, for {world} ranks")
+            raise ValueError(f"rank must be from 0 to {world - 1} for world={world}, got {rank}")
         if length < batch_size * world:
             raise ValueError(
-                f"there are {length} items to train on, fewer than one batch of "
-                f"{batch_size * world} ({world} processes with batch_size {batch_size}): lower "
+                f"expected at least one batch of {batch_size * world} items to train on "
+                f"({world} processes with batch_size {batch_size}), got {length}: lower "
                 "batch_size, or start fewer processes"
             )
         self.length = length
@@ -51,24 +50,24 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
 
     @property
     def num_batches(self) -> int:
-        """Batches of a whole epoch."""
+        """Number of batches in a full epoch."""
         return self.length // (self.batch_size * self.world)
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Choose what the next iteration gives: an epoch, without its first ``start`` batches.
+        """Select the epoch for the next iteration, which skips its first ``start`` batches.
 
-        Raises ValueError if the epoch has not so many.
+        Raises ValueError if the epoch has fewer batches.
         """
         if epoch < 0:
-            raise ValueError(f"epoch is {epoch}, it must be at least 0")
+            raise ValueError(f"epoch must be at least 0, got {epoch}")
         if not 0 <= start <= self.num_batches:
             raise ValueError(
-                f"start is {start}, it must be from 0 to the epoch's {self.num_batches} batches"
+                f"start must be from 0 to the epoch's {self.num_batches} batches, got {start}"
             )
         self.epoch, self.start = epoch, start
 
     def __len__(self) -> int:
-        """Batches that the next iteration gives."""
+        """Number of batches in the next iteration."""
         return self.num_batches - self.start
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
@@ -76,5 +75,5 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         batches = order[: self.num_batches * self.world * self.batch_size]
         own = batches.view(self.num_batches, self.world, self.batch_size)[self.start :, self.rank]
         epoch = self.epoch
-        # A generator expression: the epoch is the one at the call, whatever is set afterwards.
+        # Bind the epoch now, so that a later set_epoch does not affect this iterator.
         return ([(epoch, index) for index in batch] for batch in own.tolist())

@@ -1,10 +1,10 @@
-"""The small video world: short clips of moving shapes in which order in time is the meaning.
+"""A synthetic data set: short clips of moving shapes whose meaning is the order of the frames.
 
-A clip shows one coloured shape that moves left, right, up or down, and is captioned so. The frames
-alone never tell which: a clip and its reverse hold the same frames, and a frame drawn at random
-from a clip is distributed alike for all four motions (`sample_scenes`). Whoever averages what a
-linear reader says of each frame can therefore do no better than guess: the cross-entropy of such a
-model is at least log 4, by Jensen's inequality.
+Each clip shows one coloured shape that moves left, right, up or down, and a caption that says so.
+Single frames do not reveal the motion: a clip and its reverse hold the same frames, and a random
+frame has the same distribution for all four motions (`sample_scenes`). A model that averages a
+linear function of each frame can therefore only guess: its cross-entropy is at least log 4, by
+Jensen's inequality.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ COLOURS = {
 }
 
 DESCRIPTION = "moving shapes"
-"""What ``info`` says in the annotations of a world."""
+"""The ``info`` description in the annotations of a world."""
 
 _MARGIN = 0.20
 _SPAN = (0.45, 0.55)
@@ -43,7 +43,7 @@ _SPAN = (0.45, 0.55)
 
 @dataclass(frozen=True)
 class Scenes:
-    """What a batch of clips shows; lengths are fractions of the picture's side."""
+    """The content of a batch of clips; lengths are fractions of the image side."""
 
     motion: Tensor
     """int64 [batch], index into `MOTIONS`."""
@@ -59,7 +59,7 @@ class Scenes:
     """[batch, num_frames, 2], x and y of the shape's centre, y downwards."""
 
     def captions(self, index: int) -> list[str]:
-        """What a viewer would say of clip ``index``, in two ways."""
+        """Return two captions of clip ``index``."""
         motion = MOTIONS[int(self.motion[index])]
         thing = self._thing(index)
         ways = {
@@ -71,7 +71,7 @@ class Scenes:
         return [f"a {thing} moves {motion}", f"the {thing} goes {ways[motion]}"]
 
     def still_captions(self, index: int) -> list[str]:
-        """What a viewer of the first frame of clip ``index`` would say, in two ways."""
+        """Return two captions of the first frame of clip ``index``."""
         thing = self._thing(index)
         x, y = self.position[index, 0].tolist()
         return [
@@ -80,7 +80,7 @@ class Scenes:
         ]
 
     def stopped(self, generator: torch.Generator) -> Scenes:
-        """The same shapes, each standing still where it is at a random frame."""
+        """Return the same shapes, each frozen at its position in a random frame."""
         count, num_frames, _ = self.position.shape
         frame = torch.randint(num_frames, (count,), generator=generator)
         position = self.position[torch.arange(count), frame]
@@ -91,10 +91,10 @@ class Scenes:
 
 
 def sample_scenes(count: int, num_frames: int, generator: torch.Generator) -> Scenes:
-    """Draws ``count`` scenes of ``num_frames`` frames each.
+    """Draw ``count`` scenes of ``num_frames`` frames each.
 
-    The coordinate that does not move is drawn as the moving one is at a random frame, so that the
-    position in a frame drawn at random is distributed alike whatever the motion.
+    The static coordinate is drawn like the moving one at a random frame, so that the position in a
+    random frame has the same distribution for every motion.
     """
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
@@ -125,7 +125,7 @@ def sample_scenes(count: int, num_frames: int, generator: torch.Generator) -> Sc
 
 
 def render(scenes: Scenes, size: int) -> Tensor:
-    """Frames [batch, num_frames, 3, size, size], RGB in 0..1, edges smoothed over one pixel."""
+    """Render frames [batch, num_frames, 3, size, size], RGB in 0..1, with antialiased edges."""
     axis = (torch.arange(size) + 0.5) / size
     x = axis - scenes.position[..., 0, None, None]
     y = axis[:, None] - scenes.position[..., 1, None, None]
@@ -148,9 +148,9 @@ def render(scenes: Scenes, size: int) -> Tensor:
 
 
 def write_video(path: str | os.PathLike[str], frames: Tensor, fps: int) -> None:
-    """Writes frames [num_frames, 3, height, width], RGB in 0..1, as an H.264 file.
+    """Write frames [num_frames, 3, height, width], RGB in 0..1, as an H.264 file.
 
-    Height and width must be even. Raises ValueError if not, OSError if it cannot be written.
+    Raises ValueError unless height and width are even, OSError if it cannot be written.
     """
     if frames.dim() != 4 or frames.shape[1] != 3 or frames.shape[2] % 2 or frames.shape[3] % 2:
         raise ValueError(
@@ -158,8 +158,8 @@ def write_video(path: str | os.PathLike[str], frames: Tensor, fps: int) -> None:
         )
     pictures = (frames * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
     with av.open(os.fspath(path), "w", format="mp4") as container:
-        # The same clip must give the same bytes: so one thread, and a fixed quantiser, for the
-        # look-ahead that rate control needs varies from run to run on AVX-512 machines.
+        # Make the output reproducible: one thread, and a fixed quantiser, because the look-ahead of
+        # rate control varies between runs on AVX-512 machines.
         options = {"qp": "16", "threads": "1", "x264-params": "weightp=0"}
         stream = container.add_stream("libx264", rate=fps, options=options)
         stream.height, stream.width = frames.shape[2], frames.shape[3]
@@ -180,16 +180,15 @@ def write_world(
     still: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> Path:
-    """Writes clips as ``videos/video<i>.mp4``, and their captions in two forms.
+    """Write clips as ``videos/video<i>.mp4``, and their captions in two formats.
 
-    These are a manifest, ``videos.jsonl``, and MSR-VTT's annotation format, ``annotations.json``.
-    With ``still`` the shapes stand still, and captions say what is where and never mention motion:
-    they stand in for image-language pre-training. The same seed gives the same files. Eight of ten
-    videos are for training, one each for validation and test. An earlier world in the folder is
-    replaced; until all is written ``annotations.json`` names no video and there is no
-    ``videos.jsonl``. ``progress`` is called with the number of clips done. Returns the path of
-    ``annotations.json``. Raises ValueError on sizes that cannot be or a folder that holds other
-    videos, OSError if it cannot write.
+    The formats are a manifest, ``videos.jsonl``, and MSR-VTT's annotations, ``annotations.json``.
+    With ``still``, shapes do not move and captions give only their place, which stands in for
+    image-language pre-training. The same seed gives the same files. The splits are 80 % train, 10 %
+    val, 10 % test. Replaces an earlier world in the folder; until everything is written,
+    ``annotations.json`` lists no videos and ``videos.jsonl`` does not exist. Calls ``progress``
+    with the number of clips done. Returns the path of ``annotations.json``. Raises ValueError for
+    invalid sizes or a folder with other videos, OSError if it cannot write.
     """
     for name, value, least in (
         ("num_videos", num_videos, 1),
@@ -209,10 +208,10 @@ def write_world(
     old = list(videos_folder.iterdir())
     if not _is_world(path):
         if old:
-            raise ValueError(f"{videos_folder} holds other files; choose another folder")
+            raise ValueError(f"{videos_folder} holds other files: choose another folder")
         if manifest.exists():
-            raise ValueError(f"{manifest} is there already; choose another folder")
-    # Should this end early, what an earlier world left must not pass for this one's.
+            raise ValueError(f"{manifest} already exists: choose another folder")
+    # Remove the earlier world first, so that an interrupted run leaves no mixture.
     manifest.unlink(missing_ok=True)
     _write_annotations(path, info, [], [])
     for file in old:

@@ -1,4 +1,4 @@
-"""Whether a video file has all the frames that its headers announce."""
+"""Checks that a video file has all the frames that its headers announce."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from av.video.stream import VideoStream
 from tokenmix_ops.video.data.errors import ClipError
 
 _TRUNCATION_SECONDS = 1.0
-# An MP4 has a handful of boxes, one in fragments two for each.
+# An MP4 has a handful of boxes; a fragmented one has two per fragment.
 _MAX_BOXES = 100_000
 
 
@@ -23,14 +23,14 @@ def check_complete(
     indexed: int,
     reached: float,
 ) -> None:
-    """Raise ClipError for a file that lacks frames; only these headers tell it from a short one."""
+    """Raise ClipError for a truncated file; only these formats' headers reveal truncation."""
     kind, listed, stated = container.format.name, 0, 0.0
     if kind.startswith("mov,"):
         listed = len(stream.index_entries)
         if count == listed and _cut_short(path):
-            raise ClipError(f"{path}: is truncated within its table of frames; fetch it again")
+            raise ClipError(f"{path}: is truncated within its frame table; download it again")
     elif kind == "avi":
-        # What the header says may include gaps, so it counts only where the file is cut.
+        # The header's count may include gaps, so it matters only if the file is cut.
         listed = max(indexed, stream.frames) if _cut_short(path) else indexed
         stated = float(stream.frames / stream.average_rate) if stream.average_rate else 0.0
     elif kind == "matroska,webm":
@@ -38,13 +38,13 @@ def check_complete(
     detail = f"{reached:.2f} of {stated:.2f} s" if reached + _TRUNCATION_SECONDS < stated else ""
     detail = f"{count} of {listed} frames" if count < listed else detail
     if detail:
-        raise ClipError(f"{path}: is truncated, only {detail} are there; fetch it again")
+        raise ClipError(f"{path}: is truncated: it has only {detail}; download it again")
 
 
 def _cut_short(path: Path) -> bool:
-    """Whether an AVI file lacks bytes, or an MP4 or QuickTime file some of its table of frames.
+    """Whether an AVI file is cut off, or an MP4 or QuickTime file is cut within its frame table.
 
-    False for sizes that recorders leave open, and for what is neither.
+    Returns False for sizes that recorders leave open, and for other formats.
     """
     size = path.stat().st_size
     with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Chosen frames of a video file: by seeking where its packets tell the frames, else by counting."""
+"""Reads chosen frames of a video file: seeks if its packets identify the frames, else counts."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from av.video.stream import VideoStream
 from tokenmix_ops.video.data.errors import ClipError, configure
 from tokenmix_ops.video.data.truncation import check_complete
 
-# Codecs whose packets each show one frame; VP8, for one, hides frames in packets of their own.
+# Codecs whose packets each show one frame; VP8, for example, has packets with hidden frames.
 _FRAME_PER_PACKET = {"h264", "hevc", "av1", "vp9", "mpeg4", "mjpeg", "ffv1", "prores"}
-# FFmpeg's bound on an MPEG-4 packet that says "nothing new" and yields no frame.
+# FFmpeg's size bound on an MPEG-4 packet that means "no change" and yields no frame.
 _MPEG4_SKIP_BYTES = 19
-# The H.264 picture buffer; no decoder here holds back more frames.
+# The size of the H.264 picture buffer; no decoder here delays more frames.
 _MAX_REORDER = 16
-# Decoders that, without a keyframe, draw changes on black as if nothing were amiss.
+# Decoders that silently draw changes on black if there is no keyframe.
 _DRAW_ON_BLACK = {"mpeg4", "h263", "h263p", "flv1", "wmv1", "wmv2"} | {
     f"msmpeg4v{version}" for version in (1, 2, 3)
 }
-# FFmpeg reads these as video although they are text, or text that names other files.
+# FFmpeg opens these text formats as video; concat even names other files.
 _TEXT_FORMATS = {"tty", "concat"}
-# PyAV 19 does so unasked, and has no such argument.
+# PyAV 19 does this by default and has dropped the argument.
 _LENIENT: dict[str, Any] = (
     {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
 )
@@ -42,10 +42,10 @@ _Chooser = Callable[[int, Sequence[float] | None], dict[int, list[int]]]
 
 
 class Facts(NamedTuple):
-    """Of a video, or of the part from a start to an end."""
+    """Properties of a video, or of a span of it."""
 
     duration: float | None
-    """Seconds; None where nothing tells."""
+    """Seconds; None if unknown."""
     num_frames: int
     fps: float | None
     width: int
@@ -53,7 +53,7 @@ class Facts(NamedTuple):
 
 
 class _Surprise(Exception):
-    """Decoding disagrees with the packets, so only a full decode knows the frames."""
+    """Decoding contradicts the packets, so the frames need a full decode."""
 
 
 class _Packet(NamedTuple):
@@ -78,13 +78,14 @@ class _Decoded(NamedTuple):
 def read_frames(
     path: Path, choose: _Chooser, end: float = float("inf")
 ) -> Iterator[tuple[list[int], VideoFrame]]:
-    """Yield the chosen frames of a video's default stream, each with the slots it is to fill.
+    """Yield the chosen frames of a video's default stream, each with the slots it fills.
 
-    `choose` maps positions to slots, given the number of frames and their times in seconds after
-    the first, None where some lack a timestamp; it leaves alone what shows at `end` or later, of
-    which it may not see all. Where decoding disagrees with the packets it is asked again, and the
-    frames begin anew. Raises ClipError for a file that is no video or is truncated before `end`,
-    and for a chosen frame that depends on data which the decoder reports as damaged.
+    `choose` receives the number of frames and their times in seconds after the first (None if any
+    frame lacks a timestamp), and maps positions to slots. It must not choose frames at `end` or
+    later, because it may not see all of them. If decoding contradicts the packets, `choose` is
+    called again and the frames restart from the first. Raises ClipError if the file is not a video
+    or is truncated before `end`, or if a chosen frame depends on data that the decoder reports as
+    damaged.
     """
     with _opened(path) as (container, stream):
         packets = _scan(path, container, stream, end)
@@ -111,10 +112,10 @@ def read_frames(
 
 
 def probe(path: Path, start: float | None = None, end: float | None = None) -> Facts:
-    """What a video's container says of the stream that `read_frames` reads.
+    """Read a video's properties from its container, for the stream that `read_frames` reads.
 
-    Decodes only where neither packets nor header tell the number of frames. Raises as
-    `read_frames` does for a file that is no video or is truncated before `end`.
+    Decodes only if neither packets nor header give the number of frames. Raises as `read_frames`
+    does if the file is not a video or is truncated before `end`.
     """
     low, high = start or 0.0, float("inf") if end is None else end
     with _opened(path) as (container, stream):
@@ -151,7 +152,7 @@ def _times(pts: Sequence[int | None], time_base: Fraction | None) -> list[float]
 
 
 def _seconds(ticks: float, time_base: Fraction) -> float:
-    """The float nearest to the time, so that 0.1 s is 0.1."""
+    """Convert to the nearest float, so that 0.1 s is 0.1."""
     return ticks * time_base.numerator / time_base.denominator
 
 
@@ -162,8 +163,8 @@ def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         raise ClipError(f"{path}: is neither a file nor a folder")
     if not info.st_size:
         raise ClipError(f"{path}: is empty")
-    # The prefix keeps FFmpeg from taking a name with a colon for a protocol, and tags in an
-    # unknown encoding are no reason to refuse a video.
+    # The prefix keeps FFmpeg from reading a name with a colon as a protocol; _LENIENT accepts tags
+    # in an unknown encoding.
     with av.open(f"file:{path}", **_LENIENT) as container:
         if container.format.name in _TEXT_FORMATS:
             raise ClipError(f"{path}: is text, not a video")
@@ -185,19 +186,19 @@ def _demux(
         for packet in container.demux(*streams):
             yield cast("Packet[VideoStream]", packet)
     except IndexError as error:
-        # PyAV 18 keeps no place for a stream that the beginning of the file does not announce.
-        raise ClipError(f"{path}: gains a stream midway, which needs remuxing first") from error
+        # PyAV 18 fails on a stream that the beginning of the file does not announce.
+        raise ClipError(f"{path}: gains a stream midway; remux it first") from error
 
 
 def _scan(path: Path, container: InputContainer, stream: VideoStream, end: float) -> list[_Packet]:
-    """Packets in decoding order, with all that show before `end`.
+    """Return the packets in decoding order, including all that show before `end`.
 
-    Or none, where they do not tell which frames are shown.
+    Returns none if the packets do not identify the shown frames.
     """
     packets: list[_Packet] = []
     codec = stream.codec_context.codec.canonical_name
     count, reached, trusted = 0, 0.0, codec in _FRAME_PER_PACKET
-    # AVI's grows while packets are read.
+    # AVI's index grows while packets are read.
     indexed = len(stream.index_entries)
     first = float("inf")
     for packet in _demux(path, container, *container.streams):
@@ -209,7 +210,7 @@ def _scan(path: Path, container: InputContainer, stream: VideoStream, end: float
         if packet.stream_index != stream.index:
             continue
         late = packet.dts is not None and _seconds(packet.dts - first, packet.time_base) >= end
-        # Nothing is shown before it is decoded; a stop between keyframes would cut off references.
+        # No frame is shown before it is decoded; stopping between keyframes would cut references.
         if late and packet.is_keyframe:
             break
         count += 1
@@ -222,7 +223,7 @@ def _scan(path: Path, container: InputContainer, stream: VideoStream, end: float
     else:
         check_complete(path, container, stream, count, indexed, reached)
     trusted &= len({packet.pts for packet in packets}) == count
-    # Frames shown before the first keyframe hang on data that the file lacks.
+    # Frames shown before the first keyframe depend on data that the file lacks.
     trusted &= first < float("inf") and packets[0].key and packets[0].pts <= first
     return packets if trusted else []
 
@@ -234,14 +235,14 @@ def _decode_chosen(
     shown: Sequence[int],
     chosen: Iterable[int],
 ) -> Iterator[tuple[int, VideoFrame]]:
-    """Frames by position in `shown`, decoding from the keyframe before each.
+    """Yield frames by position in `shown`, decoding from the keyframe before each.
 
-    Raises _Surprise as soon as any other frame than the packets announce comes out.
+    Raises _Surprise at the first frame that the packets do not announce.
     """
     for run in _runs(packets, shown, chosen):
         begin, demuxed = _seek(container, stream, packets[run.key])
         position = bisect_left(shown, begin)
-        # A frame may show before one it was predicted from, whose damage is known only later.
+        # A frame may show before its reference, whose damage becomes known only later.
         stop = max(p.pts for p in packets[run.key : run.last + 1] if p.shown)
         for frame in _decode_from(begin, demuxed):
             if position == len(shown) or frame.pts != shown[position] or frame.is_corrupt:
@@ -258,7 +259,7 @@ def _decode_chosen(
 def _seek(
     container: InputContainer, stream: VideoStream, key: _Packet
 ) -> tuple[int, Iterator[Packet[VideoStream]]]:
-    """Timestamp of the packet reached, not after `key`, and the packets from it on."""
+    """Return the timestamp of the packet reached, at or before `key`, and the packets from it."""
     # Some formats seek by presentation time, others by decoding time.
     for target in (key.pts, key.dts):
         if target is not None:
@@ -275,7 +276,7 @@ def _decode_from(begin: int, packets: Iterable[Packet[VideoStream]]) -> Iterator
         try:
             frames = packet.decode()
         except av.FFmpegError:
-            # Frames shown before the keyframe may depend on what was not decoded.
+            # Frames shown before the keyframe may depend on data that was not decoded.
             if packet.pts is None or packet.pts >= begin:
                 raise
             continue
@@ -283,7 +284,7 @@ def _decode_from(begin: int, packets: Iterable[Packet[VideoStream]]) -> Iterator
 
 
 def _runs(packets: Sequence[_Packet], shown: Sequence[int], chosen: Iterable[int]) -> list[_Run]:
-    """Stretches of packets to decode without seeking in between."""
+    """Group the chosen frames into runs of packets to decode without seeking."""
     order = {packet.pts: i for i, packet in enumerate(packets)}
     keys = [i for i, packet in enumerate(packets) if packet.key]
     runs: list[_Run] = []
@@ -303,9 +304,9 @@ def _runs(packets: Sequence[_Packet], shown: Sequence[int], chosen: Iterable[int
 
 
 def _decode_all(path: Path, announced: bool) -> Iterator[_Decoded]:
-    """Every frame in order; what the decoder rejects, or loses after damage, is there as damaged.
+    """Yield every frame in order; frames rejected, or lost after damage, count as damaged.
 
-    Damage lasts until the next sound keyframe. `announced` says that each packet shows a frame.
+    Damage lasts until the next intact keyframe. `announced` means that each packet shows a frame.
     """
     with _opened(path) as (container, stream):
         corrupt: set[int | None] = set()
@@ -314,7 +315,7 @@ def _decode_all(path: Path, announced: bool) -> Iterator[_Decoded]:
         begun = damaged = ever = False
         keyless = stream.codec_context.codec.canonical_name in _DRAW_ON_BLACK
         for packet in _demux(path, container, stream):
-            # To decode an empty packet would tell the decoder that the stream is over.
+            # Skip empty packets: they tell the decoder that the stream has ended.
             if not packet.size and packet.dts is not None:
                 continue
             if packet.is_corrupt:
@@ -328,9 +329,9 @@ def _decode_all(path: Path, announced: bool) -> Iterator[_Decoded]:
             except av.FFmpegError:
                 damaged = True
                 ever |= begun
-                # A recording may begin between keyframes: that is no damage to count.
+                # A recording may start between keyframes, which is not damage.
                 if begun and packet.size:
-                    # Some decoders still give out, later, what they made of such a packet.
+                    # Some decoders still output a frame for such a packet later.
                     if packet.pts is not None:
                         awaited.add(packet.pts)
                         corrupt.add(packet.pts)
@@ -343,7 +344,7 @@ def _decode_all(path: Path, announced: bool) -> Iterator[_Decoded]:
                     if frame.pts is not None:
                         awaited.discard(frame.pts)
                     continue
-                # AV1's decoder calls intra frames key ones, after which others refer to before.
+                # AV1's decoder marks all intra frames as keys; later frames may refer past them.
                 key = frame.key_frame and (not announced or frame.pts in keys)
                 damaged = damaged and not key
                 damaged |= frame.is_corrupt or frame.pts in corrupt
@@ -358,7 +359,7 @@ def _decode_all(path: Path, announced: bool) -> Iterator[_Decoded]:
 
 
 def _count_frames(path: Path, announced: bool) -> tuple[list[int | None], list[bool]]:
-    """Presentation timestamp and damage of every frame in order."""
+    """Return the presentation timestamp and damage of every frame in order."""
     pts: list[int | None] = []
     damaged: list[bool] = []
     bidirectional: list[bool] = []

@@ -1,4 +1,4 @@
-"""Workers of a data loader that outlive signals, and end with what they read for."""
+"""Data loader workers that ignore signals and end with their parent process."""
 
 from __future__ import annotations
 
@@ -15,20 +15,19 @@ _INTERVAL = 0.1
 
 
 class OutliveSignals:
-    """A ``worker_init_fn`` for so many workers: Ctrl-C, and the SIGTERM of a launcher or a cluster,
-    reach them too, and must not end them before the process that they read for has finished what
-    it is at.
+    """A ``worker_init_fn`` that makes ``workers`` ignore SIGINT and SIGTERM.
 
-    Whoever stops reading before the loader's end calls `end`, for an exception keeps the loader's
-    iterator alive in its traceback. At the latest the exit of the process does, which would wait
-    for ever otherwise for workers that do not obey. They leave by themselves, for PyTorch takes
-    one that a signal ends for a failure, which it reports wherever the process then is.
+    Ctrl-C and a launcher's SIGTERM reach workers too, and must not end them before their parent
+    has finished its step. Call `end` when you stop reading early, because an exception's traceback
+    keeps the loader's iterator alive. Process exit ends the workers too, which it would otherwise
+    await forever. Workers exit by themselves, because PyTorch reports a worker killed by a signal
+    as a failure.
     """
 
     def __init__(self, workers: int) -> None:
         self.ended = RawValue("b", 0)
         self.pids = RawArray("i", max(workers, 1))
-        # Before what multiprocessing does at exit, as it is registered later.
+        # Registered later, so it runs before multiprocessing's exit handler.
         atexit.register(self._let_go)
 
     def __call__(self, worker: int) -> None:
@@ -38,13 +37,13 @@ class OutliveSignals:
         threading.Thread(target=self._leave_at_end, daemon=True).start()
 
     def end(self) -> None:
-        """End the workers that are still there."""
+        """End the remaining workers."""
         self._let_go()
         until = time.monotonic() + _PATIENCE
         for process in active_children():
             if process.pid in list(self.pids):
                 process.join(max(0.0, until - time.monotonic()))
-                # One that hangs in a decoder may let no other thread run.
+                # A decoder that hangs can block all threads of its worker.
                 process.kill()
 
     def _let_go(self) -> None:

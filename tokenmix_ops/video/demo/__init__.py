@@ -1,7 +1,8 @@
-"""The demo: what token mixing does that plain attention cannot, from video files, in minutes.
+"""The demo: shows on video files, in minutes, what token mixing can do and plain attention cannot.
 
-(a) clips are written and read back; (b) a clip and its reverse are encoded; (c) two copies of a
-small tower learn the direction of motion; (d) one attention layer is timed; (e) a picture shows it.
+It (a) writes clips and reads them back, (b) encodes a clip and its reverse, (c) trains a small
+tower with and without mixing on the direction of motion, (d) times one attention layer, and
+(e) draws a picture.
 """
 
 from __future__ import annotations
@@ -31,16 +32,16 @@ CHANCE, WANTED = 0.25, 0.80
 
 
 class DemoError(RuntimeError):
-    """The demo cannot go on, or did not show what it must; the text says which."""
+    """The demo cannot continue, or missed its target accuracy."""
 
 
 def run(
     out: Path, videos: Path | None, *, steps: int, clips: int, rounds: int, console: Console
 ) -> dict[str, Any]:
-    """Runs the demo and returns its figures, also written to ``out``/demo.json.
+    """Run the demo; return its figures and write them to ``out``/demo.json.
 
-    With ``videos``, a folder, (a), (b) and (d) run on its files and (c) is left out. Raises
-    DemoError if no clip can be read or, in (c), mixing does not reach 80 %.
+    With a folder of ``videos``, run (a), (b) and (d) on its files and skip (c). Raises DemoError if
+    no clip can be read or, in (c), if mixing does not reach 80 %.
     """
     for name, value, least in (("steps", steps, 2), ("clips", clips, 1), ("rounds", rounds, 1)):
         if value < least:
@@ -54,7 +55,7 @@ def run(
     pixels, paths, unreadable = _read_clips(paths, console)
     figures["clips"] = {"read": len(paths), "unreadable": unreadable}
     if labels is not None and unreadable:
-        raise DemoError("clips that were just written cannot be read; is the disk full?")
+        raise DemoError("cannot read the clips just written: is the disk full?")
     if labels is not None:
         figures["clips"]["psnr_db"] = _fidelity(pixels, len(labels), console)
     figures["reversal"] = _compare_reversed(pixels, console)
@@ -74,8 +75,8 @@ def run(
     console.print(f"(e) picture: {picture}   figures: {out / 'demo.json'}")
     if labels is not None and figures["accuracy"]["released"] <= WANTED:
         raise DemoError(
-            f"token mixing reached {figures['accuracy']['released']:.0%}, not more than "
-            f"{WANTED:.0%}; train longer with --steps (now {steps})"
+            f"expected token mixing to exceed {WANTED:.0%}, got "
+            f"{figures['accuracy']['released']:.0%}: train longer with --steps (now {steps})"
         )
     return figures
 
@@ -108,10 +109,10 @@ def _write_clips(folder: Path, clips: int, console: Console) -> tuple[list[Path]
 
 def _find_videos(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise DemoError(f"{folder} is not a folder of videos")
+        raise DemoError(f"{folder} is not a folder: pass a folder of videos")
     paths = sorted(path for path in folder.rglob("*") if is_video_name(path.name))
     if not paths:
-        raise DemoError(f"{folder} holds no video file ({', '.join(VIDEO_SUFFIXES)})")
+        raise DemoError(f"expected video files ({', '.join(VIDEO_SUFFIXES)}) in {folder}, got none")
     return paths
 
 
@@ -127,10 +128,10 @@ def _read_clips(paths: list[Path], console: Console) -> tuple[Tensor, list[Path]
                 readable.append(path)
             except ClipError as error:
                 unreadable[str(path)] = str(error)
-                console.print(f"    left out: {error}")
+                console.print(f"    skipped: {error}")
             bars.advance(task)
     if not clips:
-        raise DemoError("none of the videos can be read")
+        raise DemoError("none of the videos is readable")
     return torch.stack(clips), readable, unreadable
 
 
@@ -138,14 +139,14 @@ def _fidelity(pixels: Tensor, count: int, console: Console) -> float:
     generator = torch.Generator().manual_seed(2023)
     rendered = render(sample_scenes(count, motion.NUM_FRAMES, generator), motion.IMAGE_SIZE)
     psnr = float(-10 * (pixels - rendered).square().mean().log10())
-    console.print(f"    files against the pictures that went into them: {psnr:.1f} dB")
+    console.print(f"    PSNR of the decoded files: {psnr:.1f} dB")
     return round(psnr, 2)
 
 
 def _compare_reversed(pixels: Tensor, console: Console) -> dict[str, Any]:
-    """Pooled embeddings of clips and of their reverses, from towers with the same weights."""
+    """Compare embeddings of clips and their reverses, from towers with the same weights."""
     console.print("[bold](b) A clip and its reverse[/bold], same random weights in both towers")
-    table = Table("tower", "frame embeddings", "pooled embedding differs by", box=None)
+    table = Table("tower", "frame embeddings", "difference of pooled embedding", box=None)
     clips = normalize_clip(pixels[:16])
     figures = {}
     for name in ("spatial", "released"):
@@ -158,8 +159,8 @@ def _compare_reversed(pixels: Tensor, console: Console) -> dict[str, Any]:
         figures[name] = {"frames_equal": same, "pooled_relative_difference": relative}
         table.add_row(
             f"    {name}",
-            "bit for bit the same" if same else "depend on the order",
-            f"{relative:.1e} of its length",
+            "bit-identical" if same else "depend on the order",
+            f"{relative:.1e} of its norm",
         )
     console.print(table)
     return figures
@@ -168,7 +169,7 @@ def _compare_reversed(pixels: Tensor, console: Console) -> dict[str, Any]:
 def _train(
     steps: int, pixels: Tensor, predictions: dict[str, Tensor], console: Console
 ) -> dict[str, list[float]]:
-    """Trains both towers side by side, one thread each; fills in their ``predictions``."""
+    """Train both towers in parallel threads and fill in ``predictions``."""
     console.print(
         f"[bold](c) Learning the direction of motion[/bold] in {steps} batches of "
         f"{motion.BATCH} clips"
@@ -194,7 +195,7 @@ def _train(
         try:
             done, _ = wait(futures.values(), return_when=FIRST_EXCEPTION)
         finally:
-            # On Ctrl-C or an error in one thread the other must end too.
+            # After Ctrl-C or an error in one thread, stop the other too.
             stopped.set()
         for future in done:
             future.result()
@@ -211,7 +212,7 @@ def _accuracies(
     table = Table("tower", "accuracy on the files", "", box=None)
     remarks = {
         "spatial": f"chance is {CHANCE:.0%}",
-        "released": "the same parameters",
+        "released": "same parameters",
     }
     accuracies = {}
     for name, predicted in predictions.items():

@@ -1,4 +1,4 @@
-"""The demo's task: tell the direction of motion with a small BLIP tower, spatial or mixing."""
+"""The demo's task: classify the direction of motion with a small BLIP tower."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tokenmix_ops.video.data.shapes import MOTIONS, render, sample_scenes
 from tokenmix_ops.video.encoder import VideoEncoder
 
 NUM_FRAMES = 8
-# A 7 x 7 grid: were its width a multiple of the frames, p mod T would be the column number.
+# A 7 x 7 grid: if its width were a multiple of T, p mod T would depend only on the column.
 IMAGE_SIZE, PATCH_SIZE = 56, 8
 BATCH, LEARNING_RATE = 32, 3e-3
 
 
 class MotionClassifier(nn.Module):
-    """A linear reader of the pooled embedding of a two-layer, 64-wide BLIP tower."""
+    """A linear head on the pooled embedding of a two-layer BLIP tower of width 64."""
 
     def __init__(self, mixing: Mixing | str) -> None:
         super().__init__()
@@ -39,12 +39,12 @@ class MotionClassifier(nn.Module):
         self.head = nn.Linear(64, len(MOTIONS))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Logits [batch, 4] of normalised pixels [batch, num_frames, 3, height, width]."""
+        """Map normalised pixels [batch, num_frames, 3, height, width] to logits [batch, 4]."""
         return self.head(self.encoder(pixels).pooled)
 
 
 def build(mixing: Mixing | str, seed: int = 0) -> MotionClassifier:
-    """A classifier whose initial weights depend on the seed alone."""
+    """Build a classifier whose initial weights depend only on the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return MotionClassifier(mixing)
@@ -56,9 +56,9 @@ def train(
     seed: int = 0,
     progress: Callable[[int, float], object] | None = None,
 ) -> list[float]:
-    """Trains on clips rendered afresh for every step; returns the loss of each step.
+    """Train on newly rendered clips at every step; return the loss of each step.
 
-    ``progress`` is called with the number of steps done and the latest loss.
+    Calls ``progress`` with the number of steps done and the latest loss.
     """
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.01)
@@ -83,12 +83,12 @@ def train(
 
 
 def read(paths: Sequence[Path]) -> Tensor:
-    """Clips [len(paths), num_frames, 3, height, width] in 0..1 from video files."""
+    """Read video files as clips [len(paths), num_frames, 3, height, width] in 0..1."""
     return torch.stack([read_clip(path, NUM_FRAMES, IMAGE_SIZE) for path in paths])
 
 
 @torch.no_grad()
 def predict(model: MotionClassifier, clips: Tensor) -> Tensor:
-    """Index into `MOTIONS` of each clip [count, num_frames, 3, height, width] in 0..1."""
+    """Predict the `MOTIONS` index of each clip [count, num_frames, 3, height, width] in 0..1."""
     parts = [model(normalize_clip(part)).argmax(-1) for part in clips.split(64)]
     return torch.cat(parts)

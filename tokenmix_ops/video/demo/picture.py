@@ -24,13 +24,13 @@ def draw(
     curves: dict[str, list[float]],
     timings: dict[str, Timings],
 ) -> Path:
-    """Writes the picture and returns its path; ``clips`` are RGB in 0..1."""
+    """Write the picture and return its path; ``clips`` are RGB in 0..1."""
     matplotlib.use("agg")
     from matplotlib import pyplot
 
     chosen = list(range(min(4, len(clips))))
     if labels is not None:
-        # One clip of each motion, if the files hold them all.
+        # Show one clip of each motion present.
         first = {int(label): index for index, label in reversed(list(enumerate(labels)))}
         chosen = [first[motion] for motion in sorted(first)]
     figure = pyplot.figure(figsize=(12, 1.5 * len(chosen) + 4.5), layout="constrained")

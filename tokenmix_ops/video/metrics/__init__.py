@@ -1,1 +1,1 @@
-"""How good captions and retrieval are, in the numbers that the field prints."""
+"""Standard metrics for captioning and retrieval."""

@@ -1,4 +1,4 @@
-"""Reads captions and their references from COCO-style JSON files."""
+"""Reads captions and references from COCO-style JSON files."""
 
 from __future__ import annotations
 
@@ -9,43 +9,44 @@ from typing import Any
 
 
 def read_predictions(path: Path) -> dict[str, str]:
-    """Captions by id, from ``[{"image_id": .., "caption": ".."}, ...]``.
+    """Read captions by id from ``[{"image_id": .., "caption": ".."}, ...]``.
 
-    Ids are strings or whole numbers: 1 and "1" are the same. Raises ValueError naming the file and
-    the entry if it is not like that, or has two captions for an id.
+    Ids are strings or integers; 1 and "1" are the same. Raises ValueError naming file and entry for
+    any other format, or for two captions with the same id.
     """
     entries = _parsed(path)
     if not isinstance(entries, list):
         raise ValueError(
-            f"{path} holds {_kind(entries)}, predictions are a list: "
-            '[{"image_id": 1, "caption": "a dog runs"}, ...]'
+            f"{path} must hold a list of predictions, "
+            f'[{{"image_id": 1, "caption": "a dog runs"}}, ...], got {_kind(entries)}'
         )
     predictions: dict[str, str] = {}
     for where, name, caption in _captions(path, entries):
         if name in predictions:
-            raise ValueError(f"{where}: image_id {name!r} has a caption already, there must be one")
+            raise ValueError(f"{where}: expected one caption per image_id, got two for {name!r}")
         predictions[name] = caption
     return predictions
 
 
 def read_references(path: Path) -> dict[str, list[str]]:
-    """Lists of captions by id, from ``{"annotations": [{"image_id": .., "caption": ".."}, ...]}``.
+    """Read caption lists by id from ``{"annotations": [{"image_id": .., "caption": ".."}, ...]}``.
 
-    In the order of "images", ``[{"id": ..}, ...]``, if the file has it, as in the COCO evaluation;
-    else in that of the captions. An image without captions has an empty list. Raises ValueError as
+    Keeps the order of "images", ``[{"id": ..}, ...]``, if present, as the COCO evaluation does,
+    else that of the captions. An image without captions gets an empty list. Raises ValueError as
     `read_predictions` does.
     """
     document = _parsed(path)
     entries = document.get("annotations") if isinstance(document, dict) else None
     if not isinstance(entries, list):
         raise ValueError(
-            f"{path} holds {_kind(document)} without a list of annotations, references are "
-            '{"annotations": [{"image_id": 1, "caption": "a dog runs"}, ...]}'
+            f"{path} must hold a list of annotations, "
+            '{"annotations": [{"image_id": 1, "caption": "a dog runs"}, ...]}, '
+            f"got {_kind(document)} without one"
         )
     references: dict[str, list[str]] = {}
     images = document.get("images", [])
     if not isinstance(images, list):
-        raise ValueError(f"{path}: images is {_kind(images)}, it must be a list")
+        raise ValueError(f"{path}: images must be a list, got {_kind(images)}")
     for number, image in enumerate(images, start=1):
         where = f"{path}: entry {number} of images"
         references[_id(where, _fields(where, image), "id")] = []
@@ -55,7 +56,7 @@ def read_references(path: Path) -> dict[str, list[str]]:
 
 
 def write_predictions(path: Path, predictions: Mapping[str, str]) -> None:
-    """Writes what `read_predictions` reads."""
+    """Write predictions in the format of `read_predictions`."""
     rows = [{"image_id": name, "caption": caption} for name, caption in predictions.items()]
     path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
@@ -66,22 +67,20 @@ def paired(
     *,
     only_predicted: bool = False,
 ) -> tuple[dict[str, str], dict[str, Sequence[str]]]:
-    """Both of the same ids, in the order of the references.
+    """Return both for the same ids, in the order of the references.
 
-    With ``only_predicted`` references of other ids are left out; an id whose list of references is
-    empty has none. Raises ValueError naming ids that one of the two lacks.
+    With ``only_predicted``, drops references without a prediction. An empty list of references
+    counts as none. Raises ValueError naming the ids that either side lacks.
     """
     references = {name: captions for name, captions in references.items() if captions}
     if lacking := [name for name in predictions if name not in references]:
-        known = next((f"; an id there is {name!r}" for name in references), "")
-        raise ValueError(
-            f"there are no references for {_named(lacking, predictions)} predicted{known}"
-        )
+        known = next((f"; references have ids such as {name!r}" for name in references), "")
+        raise ValueError(f"references lack {_named(lacking, predictions)} in predictions{known}")
     lacking = [name for name in references if name not in predictions]
     if lacking and not only_predicted:
         raise ValueError(
-            f"there are no predictions for {_named(lacking, references)} that have references; "
-            "--only-predicted scores those alone that were predicted"
+            f"predictions lack {_named(lacking, references)} in references; "
+            "pass --only-predicted to score only the predicted ids"
         )
     names = [name for name in references if name in predictions]
     return {name: predictions[name] for name in names}, {name: references[name] for name in names}
@@ -93,13 +92,13 @@ def _named(lacking: Sequence[str], every: Mapping[str, object]) -> str:
 
 
 def _parsed(path: Path) -> Any:
-    """What a JSON file holds, with or without a byte order mark."""
+    """Parse a JSON file, with or without a byte order mark."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path} is not UTF-8 (byte {error.start} is {error.object[error.start]:#x}): save it "
-            "in that encoding"
+            "as UTF-8"
         ) from error
     try:
         return json.loads(text)
@@ -109,39 +108,39 @@ def _parsed(path: Path) -> Any:
             f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}{cut}"
         ) from error
     except (RecursionError, ValueError) as error:
-        raise ValueError(f"{path} is not JSON that can be read: {error}") from error
+        raise ValueError(f"{path} is not readable JSON: {error}") from error
 
 
 def _captions(path: Path, entries: Sequence[Any]) -> Iterator[tuple[str, str, str]]:
-    """(where it is, id, caption) of each entry."""
+    """Yield (place, id, caption) for each entry."""
     for number, entry in enumerate(entries, start=1):
         where = f"{path}: entry {number}"
         fields = _fields(where, entry)
         name = _id(where, fields, "image_id")
         caption = fields.get("caption")
         if not isinstance(caption, str):
-            found = _kind(caption) if "caption" in fields else "missing"
-            raise ValueError(f"{where} (image_id {name}): caption is {found}, it must be a string")
+            found = _kind(caption) if "caption" in fields else "nothing"
+            raise ValueError(f"{where} (image_id {name}): caption must be a string, got {found}")
         yield where, name, caption
 
 
 def _fields(where: str, entry: Any) -> dict[str, Any]:
     if not isinstance(entry, dict):
-        raise ValueError(f"{where} is {_kind(entry)}, it must be an object")
+        raise ValueError(f"{where} must be an object, got {_kind(entry)}")
     return entry
 
 
 def _id(where: str, fields: Mapping[str, Any], name: str) -> str:
     value = fields.get(name)
-    # True is an int to Python.
+    # isinstance would accept True as an int.
     if type(value) is int or (isinstance(value, str) and value):
         return str(value)
-    found = _kind(value) if name in fields else "missing"
-    raise ValueError(f"{where}: {name} is {found}, it must be a whole number or a string")
+    found = _kind(value) if name in fields else "nothing"
+    raise ValueError(f"{where}: {name} must be an integer or a string, got {found}")
 
 
 def _kind(value: Any) -> str:
-    """A JSON value in words: itself if it is short, else what it is."""
+    """Describe a JSON value for an error message."""
     if isinstance(value, dict):
         return "an object"
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""BLEU, METEOR, ROUGE-L and CIDEr of captions, by the field's own scorers."""
+"""BLEU, METEOR, ROUGE-L and CIDEr of captions, computed by pycocoevalcap."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _CONTRACTIONS = (
 )
 _TOKEN = re.compile(
     r"""
-    n't\b | '(?:s|m|d|re|ve|ll)\b   # the ends of contractions
+    n't\b | '(?:s|m|d|re|ve|ll)\b   # contraction endings
     | \d+(?:[.,:]\d+)+              # 3.5, 10,000, 10:30
-    | \w+(?:[-'/]\w+)*              # words, also with such a sign inside
-    | \S                            # whatever else, a character each
+    | \w+(?:[-'/]\w+)*              # words, which may contain - ' /
+    | \S                            # any other single character
     """,
     re.VERBOSE,
 )
@@ -34,12 +34,12 @@ _DROPPED = frozenset("'`\"“”‘’.?!,:;-–—…(){}")
 
 
 def tokenize(caption: str) -> str:
-    """Lower-case a caption, split off what Penn Treebank tokenisation does, drop punctuation.
+    """Lower-case a caption, split it as Penn Treebank tokenisation does, and drop punctuation.
 
-    Returns the tokens with a space between. Stands in for Stanford's PTBTokenizer, with which
-    published numbers are computed: contractions are split as there, words with hyphens and numbers
-    stay whole. It differs where that one keeps brackets, as "-lrb-", which the COCO evaluation
-    lists as dropped in capitals only, and the full stops of abbreviations.
+    Returns the tokens joined by spaces. Approximates Stanford's PTBTokenizer, which published
+    numbers use: it splits contractions, and keeps hyphenated words and numbers whole. PTBTokenizer
+    also keeps the full stops of abbreviations, and brackets as "-lrb-", because the COCO evaluation
+    drops only the upper-case form.
     """
     text = caption.lower().replace("’", "'")
     for pattern, replacement in _CONTRACTIONS:
@@ -48,7 +48,7 @@ def tokenize(caption: str) -> str:
 
 
 def scorers() -> tuple[Any, Any, Any]:
-    """pycocoevalcap's Bleu, Rouge and Cider; ModuleNotFoundError without it."""
+    """Import pycocoevalcap's Bleu, Rouge and Cider; raise ModuleNotFoundError without it."""
     try:
         from pycocoevalcap.bleu.bleu import Bleu
         from pycocoevalcap.cider.cider import Cider
@@ -63,13 +63,13 @@ def scorers() -> tuple[Any, Any, Any]:
 
 @dataclass(frozen=True)
 class CaptionScores:
-    """How good captions are, and by what.
+    """Caption scores, and how they were computed.
 
     Attributes:
-        figures: "BLEU-1" to "BLEU-4", "METEOR", "ROUGE-L" and "CIDEr", as far as they were asked
-            for and are available, times 100 as the field prints them.
-        tokenizer: what cut captions into the tokens that all of them are of.
-        missing: why a figure that was asked for is not available.
+        figures: "BLEU-1" to "BLEU-4", "METEOR", "ROUGE-L" and "CIDEr", those requested and
+            available, times 100 as is customary.
+        tokenizer: the tokenizer behind all scores.
+        missing: the reason for each requested score that is unavailable.
     """
 
     figures: dict[str, float]
@@ -77,7 +77,7 @@ class CaptionScores:
     missing: dict[str, str] = field(default_factory=dict)
 
     def row(self) -> dict[str, float | str | None]:
-        """All figures, None where there is none, and "tokenizer"."""
+        """All figures, None for missing ones, and "tokenizer"."""
         return {**{name: self.figures.get(name) for name in FIGURES}, "tokenizer": self.tokenizer}
 
 
@@ -89,23 +89,23 @@ def caption_scores(
     meteor: bool = True,
     time_limit: float | None = None,
 ) -> CaptionScores:
-    """Score one caption for each id against the references of that id.
+    """Score one caption per id against the references for that id.
 
-    By pycocoevalcap's scorers, on the tokens of Stanford's PTBTokenizer ("ptb"), with which
-    published numbers are computed, or of `tokenize` ("python"); "auto" is the first where Java
-    runs. METEOR needs Java too. CIDEr weighs words by how many ids' references have them, so it is
-    that of the whole set, not a mean over parts. Each Java program, one at a time, may take
-    ``time_limit`` seconds; None is ten minutes and 0.01 seconds a character.
+    Runs pycocoevalcap's scorers on tokens from Stanford's PTBTokenizer ("ptb"), which published
+    numbers use, or from `tokenize` ("python"); "auto" picks "ptb" if Java runs. METEOR also needs
+    Java. CIDEr weights words by document frequency over all ids, so it is a score of the whole set,
+    not a mean over parts. Each Java program may take ``time_limit`` seconds; None means ten minutes
+    plus 0.01 seconds per character.
 
-    Raises ValueError if an id is in one of the two only, has no references, or no reference has a
-    word; ModuleNotFoundError without pycocoevalcap; RuntimeError if "ptb" was asked for and Java
-    does not run, or a Java program fails; TimeoutError if one takes too long.
+    Raises ValueError if predictions and references have different ids, an id has no references, or
+    no reference has a word; ModuleNotFoundError without pycocoevalcap; RuntimeError if "ptb" is
+    requested and Java does not run, or a Java program fails; TimeoutError if one takes too long.
     """
     Bleu, Rouge, Cider = scorers()
     if tokenizer not in get_args(Tokenizer):
-        raise ValueError(f"tokenizer is {tokenizer!r}, it must be auto, ptb or python")
+        raise ValueError(f"expected tokenizer to be auto, ptb or python, got {tokenizer!r}")
     if time_limit is not None and not time_limit > 0:
-        raise ValueError(f"time_limit is {time_limit}, it must be seconds above 0")
+        raise ValueError(f"expected time_limit above 0 seconds, got {time_limit}")
     _check(predictions, references)
     java, no_java = None, ""
     if tokenizer != "python" or meteor:
@@ -116,13 +116,13 @@ def caption_scores(
                 raise
             no_java = str(error)
     ptb = None if tokenizer == "python" else java
-    # In the order of each, as tokens depend a little on the caption before and after.
+    # Keep each mapping's order: PTB tokens depend slightly on the neighbouring captions.
     texts = dict(zip(predictions, _tokens(predictions.values(), ptb, time_limit), strict=True))
     every = [caption for captions in references.values() for caption in captions]
     rest = iter(_tokens(every, ptb, time_limit))
     truths = {name: [next(rest) for _ in captions] for name, captions in references.items()}
     if not any(caption for captions in truths.values() for caption in captions):
-        raise ValueError("references hold no word at all")
+        raise ValueError("expected at least one word in references, got none")
     hypotheses = {name: [texts[name]] for name in truths}
     bleu, _ = Bleu(4).compute_score(truths, hypotheses, verbose=0)
     figures = {f"BLEU-{n}": value for n, value in enumerate(bleu, start=1)}
@@ -155,16 +155,19 @@ def _check(predictions: Mapping[str, str], references: Mapping[str, Sequence[str
     ):
         absent = sorted(map(repr, others - ids))
         if absent:
-            raise ValueError(f"{name} lack {len(absent)} ids that the other has: {_few(absent)}")
+            raise ValueError(
+                "predictions and references must have the same ids, but "
+                f"{name} lack {len(absent)}: {_few(absent)}"
+            )
     if not predictions:
-        raise ValueError("predictions are empty, there must be at least one caption")
+        raise ValueError("expected at least one prediction, got none")
     for name, caption in predictions.items():
         if not isinstance(caption, str):
-            raise ValueError(f"prediction of {name!r} must be a text, got {caption!r:.80}")
+            raise ValueError(f"prediction for {name!r} must be a string, got {caption!r:.80}")
     for name, captions in references.items():
         if isinstance(captions, str) or not captions:
             raise ValueError(
-                f"references of {name!r} must be a list of at least one caption, got {captions!r}"
+                f"references for {name!r} must be a non-empty list of captions, got {captions!r}"
             )
 
 

@@ -1,10 +1,10 @@
-"""pycocoevalcap's own Java programs: Stanford's PTBTokenizer, and METEOR 1.5.
+"""Runs pycocoevalcap's Java programs: Stanford's PTBTokenizer and METEOR 1.5.
 
-They give what pycocoevalcap's Python classes for them give in a UTF-8 environment, where these
-work. Where these shift lines, they do not: a caption's line breaks of any kind (also carriage
-return, vertical tab, form feed, U+2028 and U+2029) are spaces. Where these stop, they go on: half
-a surrogate pair, which UTF-8 cannot write, is a question mark. Tokens depend a little on the
-caption after (there is a full stop after "U.S." at the end of a line, or not), as they do there.
+Results equal those of pycocoevalcap's Python wrappers in a UTF-8 environment, with two fixes. Line
+breaks inside a caption (also carriage return, vertical tab, form feed, U+2028 and U+2029), which
+shift lines there, become spaces. Lone surrogates, which crash the wrappers, become question marks.
+As in pycocoevalcap, tokens depend slightly on the next caption ("U.S." at the end of a line may
+keep its full stop or not).
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _SECONDS, _SECONDS_A_CHARACTER = 600.0, 0.01
 
 
 def ptb_tokenize(java: str, captions: Sequence[str], *, time_limit: float | None) -> list[str]:
-    """Lower-case tokens of each caption with a space between, without punctuation.
+    """Tokenize captions: lower-case tokens joined by spaces, without punctuation.
 
-    ``time_limit`` in seconds; None is ten minutes and 0.01 seconds a character. See `JavaProgram`
-    for what is raised.
+    ``time_limit`` in seconds; None means ten minutes plus 0.01 seconds per character. Raises as
+    `JavaProgram` does.
     """
     from pycocoevalcap.tokenizer.ptbtokenizer import PUNCTUATIONS
 
@@ -44,8 +44,8 @@ def ptb_tokenize(java: str, captions: Sequence[str], *, time_limit: float | None
         tokenized = program.rest().split("\n")
     if len(tokenized) != len(lines):
         raise JavaError(
-            f"{PTB} made {len(tokenized)} lines of {len(lines)} captions: score with the "
-            "tokenizer 'python' instead"
+            f"expected {len(lines)} lines from {PTB}, one per caption, got {len(tokenized)}: "
+            "use the tokenizer 'python' instead"
         )
     return [
         " ".join(word for word in line.rstrip().split(" ") if word not in PUNCTUATIONS)
@@ -60,17 +60,17 @@ def meteor_score(
     *,
     time_limit: float | None,
 ) -> float:
-    """METEOR, from 0 to 1, of tokenised captions, each against a list of references.
+    """Return METEOR, from 0 to 1, of tokenised captions against lists of references.
 
     ``time_limit`` as for `ptb_tokenize`.
     """
     lines = []
     for hypothesis, truths in zip(hypotheses, references, strict=True):
-        # As pycocoevalcap cleans them; "|||" is between the parts of a line.
+        # The same cleaning as pycocoevalcap; "|||" separates the parts of a line.
         cleaned = hypothesis.replace("|||", "").replace("  ", " ")
         parts = [truth.replace("|||", "") for truth in truths]
         lines.append(" ||| ".join(("SCORE", *parts, cleaned)).translate(_BREAKS))
-    # METEOR does not find this file by itself if there is a space in its path.
+    # METEOR cannot find this file by itself if its path contains a space.
     arguments = ["-Xmx2G", "-jar", _METEOR_JAR, "-", "-", "-stdio", "-l", "en", "-norm"]
     arguments += ["-a", _PARAPHRASES]
     folder = _folder("pycocoevalcap.meteor.meteor", _METEOR_JAR, _PARAPHRASES)
@@ -78,10 +78,10 @@ def meteor_score(
         program.feed(lines, last=False)
         statistics = [_numbers(program.line(), _NUM_STATISTICS) for _ in lines]
         program.feed([" ||| ".join(("EVAL", *statistics))], last=True)
-        # One score for each, and that of all, which is not their mean.
+        # One score per caption, then the corpus score, which is not their mean.
         scores = [_numbers(program.line(), 1) for _ in range(len(lines) + 1)]
         if extra := program.rest().strip():
-            raise JavaError(f"METEOR 1.5 said more than was asked: {extra[:300]}")
+            raise JavaError(f"METEOR 1.5 printed unexpected output: {extra[:300]}")
     return float(scores[-1])
 
 
@@ -91,19 +91,19 @@ def _numbers(line: str, count: int) -> str:
     except ValueError:
         found = -1
     if found != count:
-        raise JavaError(f"METEOR 1.5 answered {line[:300]!r} where {count} numbers were due")
+        raise JavaError(f"expected {count} numbers from METEOR 1.5, got {line[:300]!r}")
     return line
 
 
 def _folder(module: str, *files: str) -> Path:
-    """Where a module is that has files beside it; JavaMissing names the one that is not there."""
+    """Return a module's folder; raise JavaMissing for the first of ``files`` that it lacks."""
     spec = find_spec(module)
     if spec is None or spec.origin is None:
-        raise JavaMissing(f"{module} is missing: install pycocoevalcap again")
+        raise JavaMissing(f"{module} is missing: reinstall pycocoevalcap")
     folder = Path(spec.origin).resolve().parent
     for file in files:
         if not (folder / file).is_file():
-            raise JavaMissing(f"{folder / file} is missing: install pycocoevalcap again")
+            raise JavaMissing(f"{folder / file} is missing: reinstall pycocoevalcap")
     return folder
 
 

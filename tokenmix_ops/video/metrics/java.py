@@ -1,4 +1,4 @@
-"""Runs a Java program over pipes: in UTF-8 and US English, for so long at most, leaving nothing."""
+"""Runs a Java program over pipes, in UTF-8 and US English, with a time limit and full cleanup."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LOCALE = (
     "-Duser.language=en",
     "-Duser.country=US",
 )
-# No file for jps in /tmp, and none of a crash or of a full heap in the working directory.
+# Write no jps file to /tmp, and no crash or heap dump to the working directory.
 _TRACELESS = (
     "-XX:+IgnoreUnrecognizedVMOptions",
     "-XX:-UsePerfData",
@@ -28,8 +28,8 @@ _TRACELESS = (
     "-XX:-CreateCoredumpOnCrash",
     f"-XX:ErrorFile={os.devnull}",
 )
-# Becomes Java after asking Linux to kill it with its parent. Done after the fork and not in it,
-# which is not safe where there are threads.
+# Asks Linux to kill it with its parent, then execs Java. A preexec_fn would do the same between
+# fork and exec, which is unsafe with threads.
 _TIED = """
 import ctypes, os, sys
 PR_SET_PDEATHSIG, SIGKILL = 1, 9
@@ -42,15 +42,15 @@ _PROBE_SECONDS = 60.0
 
 
 class JavaError(RuntimeError):
-    """A Java program failed; says why."""
+    """A Java program failed."""
 
 
 class JavaMissing(JavaError):
-    """No Java program can run here; says why."""
+    """Java, or a file that the program needs, is missing."""
 
 
 def find_java() -> str:
-    """The path of a Java that runs: the one on PATH, else the one of JAVA_HOME.
+    """Return the path of a working Java: from PATH, else from JAVA_HOME.
 
     Raises JavaMissing with the reason if there is none.
     """
@@ -70,26 +70,25 @@ def find_java() -> str:
             return java
         except (JavaError, OSError) as error:
             reasons.append(f"{java} does not run: {error}")
-    where = "; ".join(reasons) or "there is no java on PATH nor in JAVA_HOME/bin"
-    raise JavaMissing(f"no Java: {where}; install one, version 8 or newer")
+    where = "; ".join(reasons) or "there is no java on PATH or in JAVA_HOME/bin"
+    raise JavaMissing(f"no Java: {where}; install Java 8 or newer")
 
 
 class JavaProgram:
-    """Context in which a Java program runs; it is gone when the context is left, however it is.
+    """Context manager that runs a Java program and always ends it on exit.
 
-    Should this process be killed in the context, Linux kills the program too, and elsewhere it
-    ends when it finds its input closed. ``folder`` is the working directory, so that arguments
-    can name files in it whatever its path looks like. The methods raise TimeoutError if
-    ``time_limit`` seconds have gone by since the start, JavaMissing if Java itself does not start
-    or a file of the program's is missing, and JavaError if the program fails otherwise; all name
-    the program as ``name``.
+    If this process is killed, Linux kills the program too; elsewhere it ends when its input closes.
+    ``folder`` is the working directory, so arguments can name files in it whatever its path.
+    Methods raise TimeoutError once ``time_limit`` seconds have passed since the start, JavaMissing
+    if Java does not start or a file of the program is missing, and JavaError if the program fails
+    otherwise; messages use ``name`` for the program.
     """
 
     def __init__(
         self, java: str, arguments: Sequence[str], folder: Path, name: str, time_limit: float
     ) -> None:
         if not time_limit > 0:
-            raise ValueError(f"time_limit is {time_limit}, it must be seconds above 0")
+            raise ValueError(f"expected time_limit above 0 seconds, got {time_limit}")
         self.name, self.time_limit = name, time_limit
         self.command = [java, *_TRACELESS, *_LOCALE, *arguments]
         if sys.platform == "linux" and sys.executable:
@@ -100,7 +99,7 @@ class JavaProgram:
         self.errors = b""
 
     def __enter__(self) -> JavaProgram:
-        # A session of its own: Ctrl-C is for this process, which ends the program when it is due.
+        # Use a new session, so that Ctrl-C reaches only this process, which then ends the program.
         self.process = subprocess.Popen(
             self.command,
             cwd=self.folder,
@@ -140,29 +139,29 @@ class JavaProgram:
             _close(pipe)
 
     def feed(self, lines: Iterable[str], *, last: bool) -> None:
-        """Sends lines while the answers are read; closes the input after the ``last`` ones.
+        """Send lines in the background; close the input afterwards if ``last``.
 
-        No line may hold a line break. What UTF-8 cannot write, halves of characters, becomes "?".
+        Lines must not contain line breaks. Lone surrogates become "?".
         """
         text = "\n".join(lines)
         self._start(self._write, text if last else text + "\n", last)
 
     def line(self) -> str:
-        """The next line that the program says."""
+        """Read the next line of output."""
         line = self.output.readline()
         if not line.endswith(b"\n"):
             raise self._failure(self._status())
         return line.decode("utf-8", "replace").strip()
 
     def rest(self) -> str:
-        """All that the program still says, once it has ended well."""
+        """Wait for the program to succeed and return its remaining output."""
         said = self.output.read()
         if status := self._status():
             raise self._failure(status)
         return said.decode("utf-8", "replace")
 
     def _status(self) -> int:
-        # It has closed its output; errors are read to their end before they are looked at.
+        # The program has closed its output; wait for the drain thread to collect its errors.
         status = self.process.wait()
         self.threads[0].join()
         return status
@@ -179,7 +178,7 @@ class JavaProgram:
             if last:
                 self.input.close()
         except BrokenPipeError:
-            # The program has ended: whoever reads its answers finds out, and why.
+            # The program has ended; the reader reports why.
             return
 
     def _drain(self, errors: IO[bytes]) -> None:
@@ -191,21 +190,21 @@ class JavaProgram:
         self._kill()
 
     def _kill(self) -> None:
-        # Its whole session: java may be a script that starts the real one.
+        # Kill the whole session: java may be a script that starts the real one.
         if os.name != "posix":
             self.process.kill()
             return
         try:
             os.killpg(self.process.pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
-            # Nobody is left.
+            # The session is already gone.
             self.process.kill()
 
     def _failure(self, status: int) -> Exception:
         if self.expired:
             return TimeoutError(
-                f"{self.name} did not end within the time limit of {self.time_limit:g} seconds: "
-                "set a longer one, or score fewer or shorter captions"
+                f"{self.name} exceeded the time limit of {self.time_limit:g} seconds: "
+                "raise the limit, or score fewer or shorter captions"
             )
         said = self.errors.decode("utf-8", "replace")
         lines = [line.strip("# ") for line in said.splitlines() if line.strip("# ")]
@@ -215,7 +214,7 @@ class JavaProgram:
         elif "UnsupportedClassVersionError" in said:
             why, kind = "this Java is too old", JavaMissing
         elif re.search("Unable to access jarfile|find or load main class|file not found", said):
-            why, kind = "a file of it is missing, install pycocoevalcap again", JavaMissing
+            why, kind = "one of its files is missing, reinstall pycocoevalcap", JavaMissing
         else:
             why, kind = (
                 f"killed by signal {-status}" if status < 0 else f"exit status {status}",
@@ -224,14 +223,14 @@ class JavaProgram:
         if "initialization of VM" in said or "Could not create the Java" in said:
             kind = JavaMissing
         told = next((line for line in lines if "Error" in line or "Exception" in line), None)
-        told = told or (lines[-1] if lines else "it said nothing")
+        told = told or (lines[-1] if lines else "no output")
         return kind(f"{self.name} failed: {why} ({told[:300]})")
 
 
 def _environment() -> dict[str, str]:
-    """Our environment, with a UTF-8 locale, in which Java finds folders of any name."""
+    """This process's environment with a UTF-8 locale, so that Java finds folders of any name."""
     environment = {**os.environ, "LC_ALL": "C.UTF-8"}
-    # These overrule the command line, so that ours have to come after them.
+    # _JAVA_OPTIONS overrides the command line, so append our options to it.
     if options := environment.get("_JAVA_OPTIONS"):
         environment["_JAVA_OPTIONS"] = " ".join((options, *_TRACELESS, *_LOCALE))
     return environment
@@ -241,5 +240,5 @@ def _close(pipe: IO[bytes]) -> None:
     try:
         pipe.close()
     except BrokenPipeError:
-        # Input that the program did not live to read.
+        # The program ended before it read all input.
         return

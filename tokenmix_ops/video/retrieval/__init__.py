@@ -1,4 +1,4 @@
-"""Retrieval: videos and texts in one space, matched pair by pair, trained and ranked."""
+"""Text-video retrieval: embedding, matching, training and ranking."""
 
 from tokenmix_ops.video.retrieval.ranking import Scores, rank
 from tokenmix_ops.video.retrieval.retriever import EncodedVideos, VideoRetriever

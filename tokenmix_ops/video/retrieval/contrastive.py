@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from torch.nn.functional import log_softmax, softmax
 
 EMPTY = -1
-"""The video of a queue's entry that has not been filled; videos are numbered from 0."""
+"""The id of an empty queue entry; video ids start at 0."""
 
 
 class Features(NamedTuple):
     """Pairs in the common space.
 
-    ``video`` and ``text`` [n, dim] are unit vectors, ``ids`` int64 [n] tells whose video it is.
+    ``video`` and ``text`` [n, dim] are unit vectors; ``ids`` int64 [n] identifies the video.
     """
 
     video: Tensor
@@ -27,12 +27,11 @@ class Features(NamedTuple):
 
 
 class FeatureQueue(nn.Module):
-    """The latest ``size`` pairs of momentum features, the oldest replaced first.
+    """A FIFO queue of the latest ``size`` pairs of momentum features.
 
-    Entries that have not been filled yet take no part in the loss. BLIP starts with random vectors
-    instead, negatives that tell the model nothing, make the loss depend on chance and stay for as
-    many updates as the queue is long. Any number of pairs may be put in at a time; BLIP wants a
-    divisor of the size. Nothing here waits for a GPU.
+    The loss ignores empty entries. BLIP starts with random vectors instead: uninformative negatives
+    that make the loss random until the queue has filled once. You may enqueue any number of pairs
+    at a time; BLIP requires a divisor of the size. No method synchronises with the GPU.
     """
 
     def __init__(self, size: int, dim: int) -> None:
@@ -50,7 +49,7 @@ class FeatureQueue(nn.Module):
     position: Tensor
 
     def behind(self, features: Features) -> Features:
-        """``features`` and then the queue's, empty entries too."""
+        """Concatenate ``features`` and the queue, including empty entries."""
         return Features(
             torch.cat([features.video, self.video.to(features.video.dtype)]),
             torch.cat([features.text, self.text.to(features.text.dtype)]),
@@ -60,7 +59,7 @@ class FeatureQueue(nn.Module):
     @torch.no_grad()
     def enqueue(self, features: Features) -> None:
         size = len(self.ids)
-        # Of more than it can hold, only the last would stay.
+        # Only the last `size` pairs fit.
         latest = features.rows(slice(max(0, len(features.ids) - size), None))
         places = (self.position + torch.arange(len(latest.ids), device=self.ids.device)) % size
         self.video[places] = latest.video.to(self.video.dtype)
@@ -72,13 +71,13 @@ class FeatureQueue(nn.Module):
 def contrastive_loss(
     own: Features, followers: Features, columns: Features, temperature: Tensor, alpha: float
 ) -> Tensor:
-    """The mean over ``own`` pairs, and over both directions, of the soft cross-entropy.
+    """Return the soft cross-entropy, averaged over ``own`` pairs and both directions.
 
-    ``own`` [n] are the trained model's features and ``followers`` [n] the momentum copy's of the
-    same pairs; ``columns`` the momentum features that they are compared with. Targets are
-    ``alpha`` of what the momentum copy sees and the rest shared evenly by all columns of the same
-    video. Source: ALBEF, eq. 6; BLIP. BLIP's published code works out the columns of the same
-    video and then takes the pair itself alone.
+    ``own`` [n] are the trained model's features, ``followers`` [n] the momentum copy's features of
+    the same pairs, and ``columns`` the momentum features to compare with. Targets mix the momentum
+    copy's distribution, weighted ``alpha``, with a uniform one over all columns of the same video.
+    Source: ALBEF, eq. 6; BLIP. BLIP's published code computes the columns of the same video but
+    then uses only the pair itself.
     """
     with torch.autocast(own.video.device.type, enabled=False):
         filled = columns.ids != EMPTY
@@ -91,7 +90,7 @@ def contrastive_loss(
 
             with torch.no_grad():
                 targets = alpha * softmax(logits(soft_queries), dim=1) + (1 - alpha) * positive
-            # An empty column's infinite loss would meet its target 0.
+            # Avoid 0 * inf: empty columns have target 0 and infinite loss.
             log_shares = log_softmax(logits(queries), dim=1).masked_fill(~filled, 0)
             return -(targets * log_shares).sum(dim=1).mean()
 

@@ -1,4 +1,4 @@
-"""A global batch whose rows are spread over the processes."""
+"""A global batch, sharded by rows over the processes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,7 @@ from torch.nn.functional import pad
 
 @dataclass(frozen=True)
 class GlobalBatch:
-    """How many rows of a batch each process holds; one process holds all if there is one.
-
-    ``lengths`` are those of each process's texts.
-    """
+    """The layout of a global batch: rows (``sizes``) and text lengths (``lengths``) by rank."""
 
     sizes: tuple[int, ...]
     lengths: tuple[int, ...]
@@ -24,9 +21,9 @@ class GlobalBatch:
 
     @classmethod
     def around(cls, rows: int, length: int, device: torch.device) -> GlobalBatch:
-        """The batch that this process has ``rows`` of, with texts of ``length`` tokens.
+        """Build the layout from this process's ``rows`` and text ``length`` in tokens.
 
-        With several processes it waits for all work on the device.
+        Synchronises with the device if there are several processes.
         """
         if not _several():
             return cls((rows,), (length,), 0)
@@ -36,28 +33,28 @@ class GlobalBatch:
 
     @property
     def own(self) -> slice:
-        """This process's rows among all."""
+        """The slice of this process's rows in the global batch."""
         start = sum(self.sizes[: self.rank])
         return slice(start, start + self.sizes[self.rank])
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """[rows of this process, ...] to [rows of all, ...], without a gradient."""
+        """Gather [own rows, ...] into [all rows, ...], without gradients."""
         if len(self.sizes) == 1:
             return tensor.detach()
         return self._joined(_all_gather(self._evened(tensor.detach())))
 
     def gather_with_gradient(self, tensor: Tensor) -> Tensor:
-        """`gather`; backward, each process gets the sum of all processes' gradients of its rows.
+        """Like `gather`; the backward pass sums each row's gradient over all processes.
 
-        All processes must go backward through it. Where gradients of parameters are then averaged
-        over processes, the result is the gradient of the processes' mean loss.
+        All processes must run the backward pass. If parameter gradients are then averaged over
+        processes, the result is the gradient of the mean loss.
         """
         if len(self.sizes) == 1:
             return tensor
         return self._joined(list(_Gather.apply(self._evened(tensor))))
 
     def _evened(self, tensor: Tensor) -> Tensor:
-        """With as many rows as the process that has most, since collectives want equal shapes."""
+        """Pad to the largest process's number of rows, because collectives need equal shapes."""
         missing = max(self.sizes) - len(tensor)
         return pad(tensor, (0, 0) * (tensor.dim() - 1) + (0, missing)) if missing else tensor
 
@@ -66,7 +63,7 @@ class GlobalBatch:
 
 
 class _Gather(torch.autograd.Function):
-    """torch.distributed.nn.functional.all_gather, which PyTorch has deprecated."""
+    """Replaces torch.distributed.nn.functional.all_gather, which PyTorch has deprecated."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""The matching loss (ITM) and the hard negatives that it needs."""
+"""The matching loss (ITM) and its hard negatives."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ IGNORED = -100
 
 
 class Negatives(NamedTuple):
-    """For each pair of a batch, int64 [n]: a text and a video of the batch of other videos' pairs.
+    """Indices int64 [n] of a negative text and a negative video for each pair of a batch.
 
-    ``exist`` is whether there are any: a scalar, false where all pairs are of one video.
+    ``exist`` is a scalar, false if all pairs share one video and there are no negatives.
     """
 
     texts: Tensor
@@ -28,15 +28,16 @@ class Negatives(NamedTuple):
 def draw_negatives(
     features: Features, temperature: Tensor, generator: torch.Generator
 ) -> Negatives:
-    """Draws negatives, the likelier the more similar: softmax of similarity over temperature.
+    """Draw hard negatives from the softmax of similarity over temperature.
 
-    Never one of the same video. ``features`` are of the global batch and ``generator`` is one of
-    the CPU in the same state on all processes, so that all draw alike. Source: ALBEF; BLIP.
+    Never draws a pair with the same video. ``features`` are the global batch's; ``generator`` is a
+    CPU generator with the same state on all processes, so that they draw the same. Source: ALBEF;
+    BLIP.
     """
     with torch.autocast(features.video.device.type, enabled=False):
         count = len(features.ids)
-        # The largest of logits with Gumbel noise is a draw from their softmax, which itself may
-        # underflow to nothing but zeros at a low temperature.
+        # The Gumbel-max trick: the argmax of logits plus Gumbel noise samples their softmax, which
+        # itself could underflow to all zeros at a low temperature.
         noise = -torch.empty(2, count, count).exponential_(generator=generator).log()
         noise = noise.to(features.video.device, features.video.dtype)
         similarity = features.video @ features.text.T
@@ -47,9 +48,9 @@ def draw_negatives(
 
 
 def matching_loss(positives: Tensor, negatives: Tensor, exist: Tensor) -> Tensor:
-    """Mean cross-entropy of logits [n, 2] of positive and [2 * n, 2] of negative pairs.
+    """Mean cross-entropy of the logits of positive pairs [n, 2] and negative pairs [2 * n, 2].
 
-    Negatives that do not exist (`Negatives.exist`) do not count.
+    Ignores the negatives if there are none (`Negatives.exist`).
     """
     label = torch.where(exist, 0, IGNORED).expand(len(negatives))
     labels = torch.cat([label.new_ones(len(positives)), label])

@@ -1,4 +1,4 @@
-"""The slowly following copy of a retriever, which makes the queue's features and soft targets."""
+"""The momentum copy of a retriever, which computes the queue's features and soft targets."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ from tokenmix_ops.video.retrieval.retriever import VideoRetriever
 class MomentumCopy(nn.Module):
     """An exponential moving average of a retriever, for embeddings.
 
-    Only what is trained is copied, ``names``; all that is frozen, and the buffers, are the
-    retriever's own. So build it when it is settled what is trained. It has no cross-attention and
-    no matching head, on which embeddings do not depend. State dicts hold the copies alone. As in
-    BLIP it follows ``train`` and ``eval`` like the rest, so that there is dropout in it while
-    training.
+    Copies only trained parameters (``names``) and shares frozen parameters and buffers with the
+    retriever, so set ``requires_grad`` first. Omits the cross-attention and the matching head,
+    which embeddings do not use. State dicts hold only the copies. As in BLIP, the copy follows
+    ``train`` and ``eval``, so dropout is active in it during training.
 
     Args:
-        retriever: what to follow.
-        momentum: how much of the average is kept at an update; the recipe has 0.995.
+        retriever: the model to average.
+        momentum: weight of the old average at each update; the paper uses 0.995.
     """
 
     def __init__(self, retriever: VideoRetriever, momentum: float) -> None:
@@ -51,7 +50,7 @@ class MomentumCopy(nn.Module):
 
     @torch.no_grad()
     def update(self, retriever: VideoRetriever) -> None:
-        """Moves the copies towards the retriever; to be called after every optimiser update."""
+        """Move the copies towards the retriever; call it after every optimiser step."""
         if self.names:
             average = get_ema_multi_avg_fn(self.momentum)
             copies = [self.model.get_parameter(name) for name in self.names]
@@ -75,6 +74,6 @@ def _put_back_shared(
 ) -> None:
     copied = {f"{prefix}model.{name}" for name in module.names}
     for name, tensor in module.model.state_dict(prefix=f"{prefix}model.").items():
-        # The retriever has loaded it already: written onto itself it stays as it is.
+        # The retriever has already loaded shared tensors; loading one onto itself changes nothing.
         if name not in copied:
             state_dict.setdefault(name, tensor)

@@ -1,4 +1,4 @@
-"""Ranking videos by texts and texts by videos: similarity for all, matching for the best."""
+"""Ranks videos for texts and texts for videos: similarity for all, matching for the best."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TEXTS_AT_ONCE = 128
 
 
 class Track(Protocol):
-    """Gives items on, and shows how many there were."""
+    """Passes items through and shows progress."""
 
     def __call__(self, items: Iterable[Item], description: str, /) -> Iterable[Item]: ...
 
@@ -28,10 +28,10 @@ def _untracked(items: Iterable[Item], _: str) -> Iterable[Item]:
 
 
 class Scores(NamedTuple):
-    """Scores of all pairs, float [num_texts, num_videos] on the CPU, more is better.
+    """Scores of all pairs, float [num_texts, num_videos] on the CPU, higher is better.
 
-    Each text ranks the videos by its row of ``text_to_video``, each video the texts by its column
-    of ``video_to_text``. Without re-ranking the two are the same.
+    A row of ``text_to_video`` ranks the videos for a text, a column of ``video_to_text`` the texts
+    for a video. The two are equal without re-ranking.
     """
 
     text_to_video: Tensor
@@ -49,23 +49,23 @@ def rank(
     rerank: int = 128,
     track: Track = _untracked,
 ) -> Scores:
-    """Scores of texts and videos; all processes get the same.
+    """Score all texts against all videos; every process gets the same result.
 
     The ``rerank`` most similar videos of each text, and texts of each video, are scored by
-    similarity plus the matching head's "yes"; all others stay below them, in order of similarity.
-    A video's cross-attention keys and values are computed once for all texts of both directions.
-    Every video is read and encoded once, and its tokens wait for the re-ranking on the CPU: to
-    decode it again would take longer. They wait in the type in which cross-attention will read
-    them, 16 bits under autocast, so nothing is lost; a video of BLIP's base model at 224 pixels
-    then takes 2.4 MB, and twice that in float32. Source: design.md, section 4; BLIP.
+    similarity plus the matching head's "yes"; all others rank below them, in order of similarity.
+    Reads and encodes each video once, and computes its cross-attention keys and values once for all
+    texts in both directions. Tokens wait for re-ranking on the CPU, because decoding again would
+    take longer, and without loss in the type that cross-attention reads (16 bits under autocast).
+    With BLIP's base model at 224 pixels, a video then takes 2.4 MB, twice that in float32.
+    Source: BLIP.
 
     Args:
-        clips: this process's share of the videos: batches with "pixels" [n, T, 3, H, W] and
-            "videos" int64 [n], their numbers. A video that comes twice does no harm.
+        clips: this process's shard of the videos: batches with "pixels" [n, T, 3, H, W] and
+            "videos" int64 [n], their indices. Duplicates are harmless.
         input_ids, attention_mask: all texts [num_texts, length], starting with [CLS].
-        num_videos: of all processes.
-        rerank: how many; 0 for similarity alone, and then only [CLS] rows are computed.
-        track: is given the clips, and then the videos to re-rank, as it goes through them.
+        num_videos: number of videos over all processes.
+        rerank: number of candidates; 0 uses only similarity and computes only the [CLS] rows.
+        track: wraps the clips, then the videos to re-rank, to show progress.
 
     Raises ValueError if videos are missing or out of range, or ``rerank`` is negative.
     """
@@ -80,7 +80,7 @@ def rank(
         _check(all_ids.tolist(), num_videos)
         videos = _placed(everyone.gather(embeddings).cpu(), all_ids, num_videos)
         embedded = texts.embeddings(retriever)
-        # Autocast would take a product in 16 bits, in which many videos would be equally similar.
+        # Under autocast the product would be in 16 bits and tie many videos.
         with torch.autocast(embedded.device.type, enabled=False):
             similarity = embedded @ videos.T
         if not rerank:
@@ -100,7 +100,7 @@ def rank(
 
 
 class _Texts:
-    """All texts, given out in chunks of similar length without needless padding."""
+    """All texts, in chunks of similar length to minimise padding."""
 
     def __init__(self, input_ids: Tensor, attention_mask: Tensor, device: torch.device) -> None:
         if input_ids.dim() != 2 or input_ids.shape != attention_mask.shape:
@@ -116,7 +116,7 @@ class _Texts:
         return (chunk for chunk in by_length.split(TEXTS_AT_ONCE) if len(chunk))
 
     def trimmed(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """Ids and mask of the chosen texts, as long as the longest of them."""
+        """Ids and mask of the chosen texts, cut to the longest of them."""
         length = int(self.lengths[chosen].max())
         ids, mask = self.ids[chosen, :length], self.mask[chosen, :length]
         return ids.to(self.device), mask.to(self.device)
@@ -143,7 +143,7 @@ def _encode(
     clips: Iterable[Mapping[str, Tensor]],
     with_tokens: bool,
 ) -> tuple[list[int], Tensor, list[Tensor]]:
-    """Numbers, embeddings on the device, and tokens on the CPU of this process's videos."""
+    """Return this process's video indices, embeddings (on the device) and tokens (on the CPU)."""
     device = next(retriever.parameters()).device
     autocast = torch.is_autocast_enabled(device.type)
     ids: list[int] = []
@@ -164,25 +164,25 @@ def _encode(
 
 
 def _check(ids: list[int], num_videos: int) -> None:
-    # Of all processes' numbers, so that all raise and none waits for another for ever.
+    # Check the ids of all processes, so that all raise and none deadlocks.
     wrong = sorted(set(ids) ^ set(range(num_videos)))
     if wrong:
-        state = "too much" if wrong[0] in ids else "missing"
+        state = "out of range" if wrong[0] in ids else "missing"
         raise ValueError(
-            f"clips must hold the videos 0 to {num_videos - 1}, of all processes together; "
+            f"expected clips of all processes to cover videos 0 to {num_videos - 1}, but "
             f"{wrong[0]} is {state}"
         )
 
 
 def _placed(rows: Tensor, ids: Tensor, count: int) -> Tensor:
-    """[count, ...] with each row at its number."""
+    """Scatter rows to [count, ...] by id."""
     placed = rows.new_empty(count, *rows.shape[1:])
     placed[ids] = rows
     return placed
 
 
 def _best(similarity: Tensor, count: int, dim: int) -> Tensor:
-    """Whether an entry is among the ``count`` largest along ``dim``."""
+    """Return a mask of the ``count`` largest entries along ``dim``."""
     best = similarity.topk(min(count, similarity.shape[dim]), dim=dim).indices
     return torch.zeros_like(similarity, dtype=torch.bool).scatter_(dim, best, True)
 

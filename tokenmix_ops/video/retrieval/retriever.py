@@ -1,4 +1,4 @@
-"""BLIP's retrieval model over videos."""
+"""BLIP's retrieval model for videos."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ class EncodedVideos(NamedTuple):
 
 
 class VideoRetriever(nn.Module):
-    """Embeds videos and texts in one space, and matches pairs of them by cross-attention.
+    """Embeds videos and texts in one space, and matches pairs by cross-attention.
 
-    It has no modules but those of ``model``, and their names but for the tower, which is
-    ``encoder.vision_model``. No layer mixes until `tuning.apply` makes it so. Source: design.md,
-    section 4; BLIP.
+    Reuses the modules of ``model`` under their names, except for the tower, which becomes
+    ``encoder.vision_model``. No layer mixes tokens until you call `tuning.apply`. Source: Token
+    Mixing (AAAI 2023); BLIP.
 
     Args:
-        model: a BLIP retrieval model; its layers are changed in place.
-        num_frames: frames of a video.
-        enc_token_id: the token [ENC]; the last of the vocabulary, as in BLIP, if None.
+        model: a BLIP retrieval model, converted in place.
+        num_frames: frames per video.
+        enc_token_id: id of [ENC]; None means the last id of the vocabulary, as in BLIP.
     """
 
     task: ClassVar[TaskName] = "retrieval"
@@ -68,32 +68,32 @@ class VideoRetriever(nn.Module):
         self.tuning: Tuning | None = None
 
     def heads(self) -> list[nn.Parameter]:
-        """The projection heads and the matching head, which stand for the language head (LH)."""
+        """The projection and matching heads, which take the place of the language head (LH)."""
         parts = (self.vision_proj, self.text_proj, self.itm_head)
         return [parameter for part in parts for parameter in part.parameters()]
 
     def embed_videos(self, pixels: Tensor) -> Tensor:
-        """Unit vectors [batch, 256] of videos [batch, T, 3, H, W].
+        """Embed videos [batch, T, 3, H, W] as unit vectors [batch, 256].
 
-        The last layer computes the [CLS] rows only.
+        The last layer computes only the [CLS] rows.
         """
         return self._embed_frames(self.encoder(pixels, queries="prefix").tokens[:, :, 0])
 
     def encode_videos(self, pixels: Tensor) -> EncodedVideos:
-        """What `embed_videos` gives and, of the same pass, the tokens that `match` reads."""
+        """Return the result of `embed_videos` and, from the same pass, the tokens for `match`."""
         tokens = self.encoder(pixels).tokens
         return EncodedVideos(self._embed_frames(tokens[:, :, 0]), tokens.flatten(1, 2))
 
     def embed_texts(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Unit vectors [n, 256] of texts [n, length] that start with [CLS]."""
+        """Embed texts [n, length] that start with [CLS] as unit vectors [n, 256]."""
         hidden = self.text_encoder(input_ids, attention_mask=attention_mask).last_hidden_state
         return _unit(self.text_proj(hidden[:, 0]))
 
     def remember(self, tokens: Tensor) -> VideoMemory:
-        """Memory of videos [videos, T * S, dim], with the keys and values of every layer.
+        """Build a memory of video tokens [videos, T * S, dim] with every layer's keys and values.
 
-        They are computed ahead and not in the first text's pass, because gradient checkpointing
-        runs a layer twice, and both runs have to find the same.
+        It computes them ahead of the first text's pass, because gradient checkpointing runs a layer
+        twice and both runs must see the same tensors.
         """
         memory = VideoMemory(tokens)
         for layer in self.text_encoder.modules():
@@ -102,10 +102,10 @@ class VideoRetriever(nn.Module):
         return memory
 
     def match(self, input_ids: Tensor, attention_mask: Tensor, memory: VideoMemory) -> Tensor:
-        """Logits [videos * n, 2] of "no" and "yes": whether each text belongs to its video.
+        """Return logits [videos * n, 2] for "no" and "yes": whether each text matches its video.
 
-        ``input_ids`` [videos * n, length]: n texts a video, those of a video in a row; their first
-        token is taken as [ENC] whatever it is.
+        ``input_ids`` [videos * n, length]: n texts per video, grouped by video; [ENC] replaces
+        their first token.
         """
         first = torch.full_like(input_ids[:, :1], self.enc_token_id)
         hidden = self.text_encoder(
@@ -116,10 +116,10 @@ class VideoRetriever(nn.Module):
         return self.itm_head(hidden[:, 0])
 
     def _embed_frames(self, cls_tokens: Tensor) -> Tensor:
-        """[batch, T, dim] to [batch, 256]: each frame is projected, then they are averaged."""
+        """Map [batch, T, dim] to [batch, 256]: project each frame, then average."""
         return _unit(self.vision_proj(cls_tokens).mean(dim=1))
 
 
 def _unit(features: Tensor) -> Tensor:
-    # Similarities are divided by a small temperature: 16 bits would not do.
+    # Use float32: dividing similarities by a small temperature magnifies rounding errors.
     return normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)

@@ -1,4 +1,4 @@
-"""Training of a retriever: both losses, and what has to be kept from step to step."""
+"""Retriever training: both losses, and the state kept between steps."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from tokenmix_ops.video.retrieval.momentum import MomentumCopy
 from tokenmix_ops.video.retrieval.retriever import VideoRetriever
 
 TEMPERATURES = 0.001, 0.5
-"""What the learnt temperature is kept between."""
+"""Bounds of the learnt temperature."""
 
 
 class RetrievalTraining(nn.Module):
     """A retriever with its losses: contrastive (ITC) and matching (ITM) with hard negatives.
 
-    Its state dict is all that is needed to go on, and holds nothing twice. All processes must have
-    the same queue and momentum copy, which they keep by themselves. Source: BLIP's retrieval;
-    recipe of the paper.
+    Its state dict suffices to resume and stores nothing twice. All processes must start
+    with the same queue and momentum copy, which then stay in sync. Source: BLIP's retrieval; the
+    paper's recipe.
 
     Args:
-        retriever: with ``requires_grad`` set as it is to be trained.
+        retriever: the model to train, with ``requires_grad`` already set.
         queue_size: pairs in the queue.
-        momentum: of the `MomentumCopy`.
-        alpha: share of soft targets, reached linearly over the first epoch.
-        temperature: the first one; it is learnt.
-        seed: of the draws of negatives.
+        momentum: momentum of the `MomentumCopy`.
+        alpha: weight of the soft targets, ramped up linearly over the first epoch.
+        temperature: initial value; it is learnt.
+        seed: seed for drawing negatives.
 
     Raises ValueError for numbers out of range.
     """
@@ -54,23 +54,23 @@ class RetrievalTraining(nn.Module):
         self.retriever = retriever
         self.momentum_copy = MomentumCopy(retriever, momentum)
         self.queue = FeatureQueue(queue_size, retriever.text_proj.out_features)
-        # Of one dimension, since sharded training takes no scalars.
+        # One-dimensional, because FSDP rejects scalar parameters.
         self.temperature = nn.Parameter(torch.full((1,), temperature))
         self.alpha = alpha
         self.seed = seed
         self._everyone: GlobalBatch | None = None
-        # Not a buffer: on a GPU, reading it would wait for all work at every step.
+        # Not a buffer: reading it from a GPU would synchronise at every step.
         self._draws = torch.zeros(1, dtype=torch.int64)
 
     def forward(self, batch: Mapping[str, Tensor], epoch: float) -> dict[str, Tensor]:
-        """Mean losses over this process's pairs: "loss" is the sum of "itc" and "itm", which show
-        how it is made up and carry no gradient; also "temperature".
+        """Return mean losses over this process's pairs: "loss", the sum of "itc" and "itm", which
+        are detached; also "temperature".
 
         ``batch``: "pixels" [n, T, 3, H, W]; "input_ids" and "attention_mask" [n, length], texts
-        that start with [CLS]; "videos" int64 [n], the number of each pair's video, at least 0.
-        ``epoch`` is how many are done. Negatives and queue are of all processes' pairs, and all
-        processes have as many at every step, with texts padded to one length. Raises ValueError if
-        they have not.
+        that start with [CLS]; "videos" int64 [n], the id of each pair's video, at least 0.
+        ``epoch``: epochs done so far. Negatives and queue use the pairs of all processes. Raises
+        ValueError unless all processes have equally many pairs at every step, with texts padded to
+        one length.
         """
         temperature = self.temperature.clamp(*TEMPERATURES)
         input_ids, attention_mask = batch["input_ids"], batch["attention_mask"]
@@ -97,29 +97,28 @@ class RetrievalTraining(nn.Module):
 
     @torch.no_grad()
     def after_update(self) -> None:
-        """Keeps the temperature in its range and moves the momentum copy; to be called after every
-        optimiser update."""
-        # Not in forward: sharded training has no more than a passing copy there.
+        """Clamp the temperature and update the momentum copy; call after every optimiser step."""
+        # Not in forward: with FSDP, parameters are temporary copies there.
         self.temperature.clamp_(*TEMPERATURES)
         self.momentum_copy.update(self.retriever)
 
     def _global(self, input_ids: Tensor) -> GlobalBatch:
-        """The batch of all processes. They are asked at the first step alone, because it waits for
-        the device."""
+        """Return the global batch; queries all processes only at the first step, because that
+        synchronises with the device."""
         pairs, length = input_ids.shape
         known = self._everyone
         if known is None or len(known.sizes) == 1:
             known = GlobalBatch.around(pairs, length, input_ids.device)
             if len({*zip(known.sizes, known.lengths, strict=True)}) > 1:
                 raise ValueError(
-                    "all processes must have as many pairs, with texts padded to one length; got "
-                    f"{known.sizes} pairs of {known.lengths} tokens"
+                    "all processes must have equally many pairs, with texts padded to one length, "
+                    f"got {known.sizes} pairs of {known.lengths} tokens"
                 )
             self._everyone = known
         elif (pairs, length) != (known.sizes[0], known.lengths[0]):
             raise ValueError(
-                f"with several processes, all batches must be as the first, {known.sizes[0]} pairs "
-                f"with texts padded to {known.lengths[0]} tokens; got {pairs} of {length}"
+                f"with several processes, all batches must match the first: expected "
+                f"{known.sizes[0]} pairs of {known.lengths[0]} tokens, got {pairs} of {length}"
             )
         return known
 
@@ -133,15 +132,15 @@ class RetrievalTraining(nn.Module):
     def _gathered(
         self, own: Features, followers: Features, everyone: GlobalBatch
     ) -> tuple[Features, Features]:
-        """The same of all processes' pairs, without gradients."""
+        """Gather both for the pairs of all processes, without gradients."""
         stacked = torch.stack([own.video, own.text, followers.video, followers.text], dim=1)
         parts = everyone.gather(stacked).unbind(dim=1)
         ids = everyone.gather(own.ids)
         return Features(parts[0], parts[1], ids), Features(parts[2], parts[3], ids)
 
     def _negatives(self, features: Features, temperature: Tensor) -> Negatives:
-        """The next draw, of all processes' pairs."""
-        # Seeds of neighbouring draws and runs must not meet: 2^20 draws a seed.
+        """Draw the next negatives from the pairs of all processes."""
+        # Leave room for 2^20 draws per seed, so that runs with adjacent seeds do not overlap.
         generator = torch.Generator().manual_seed((self.seed << 20) + int(self._draws))
         self._draws += 1
         return draw_negatives(features, temperature, generator)
@@ -154,12 +153,12 @@ class RetrievalTraining(nn.Module):
         negatives: Negatives,
         everyone: GlobalBatch,
     ) -> Tensor:
-        """The matching loss of each own pair, its video with a wrong text, its text with a wrong
-        video."""
+        """The matching loss of own pairs, own videos with wrong texts, and own texts with wrong
+        videos."""
         texts, videos = negatives.texts[everyone.own], negatives.videos[everyone.own]
 
         def with_wrong(rows: Tensor) -> Tensor:
-            """Each pair's own text, then its wrong one: those of a video in a row."""
+            """Interleave each pair's own text with its wrong one, grouped by video."""
             return torch.stack([rows, everyone.gather(rows)[texts]], dim=1).flatten(0, 1)
 
         memory = self.retriever.remember(tokens)
@@ -173,7 +172,7 @@ class RetrievalTraining(nn.Module):
         return matching_loss(right, torch.cat([wrong_text, wrong_video]), negatives.exist)
 
     def get_extra_state(self) -> Tensor:
-        """How often negatives were drawn: the number itself, as parameters are given out too."""
+        """Return the number of draws so far; not a copy, like the parameters in a state dict."""
         return self._draws
 
     def set_extra_state(self, state: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Finding videos of a folder by text: an index on disk, queries, and a page of what they find."""
+"""Search a folder of videos by text: an index on disk, queries, and a page of results."""
 
 from tokenmix_ops.video.search.index import Entry, Index
 from tokenmix_ops.video.search.model import SearchModel

@@ -1,4 +1,4 @@
-"""Which videos a folder holds: files by their extension, and folders of numbered images."""
+"""Finds the videos in a folder: files by extension, and folders of numbered images."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tokenmix_ops.video.data.suffixes import is_folder, is_image_name, is_video_
 
 
 class Found(NamedTuple):
-    """A video: its path below the folder, with slashes, and what tells a change.
+    """A video: its path relative to the folder, with slashes, and what reveals a change.
 
-    Of a folder of images, ``size`` is that of all together and ``mtime_ns`` the latest.
-    ``problem`` is why it cannot be looked into, if so.
+    For a folder of images, ``size`` is the total and ``mtime_ns`` the latest. ``problem`` says why
+    the video is inaccessible, if it is.
     """
 
     video: str
@@ -26,17 +26,16 @@ class Found(NamedTuple):
 
 
 def find_videos(folder: Path, index: Path) -> list[Found]:
-    """The videos in a folder and below it, by path; hidden ones and the index are left out.
+    """List the videos in and below a folder by path, except hidden ones and the index.
 
-    A folder below it is a video itself if it holds numbered images, and neither folders nor files
-    of videos.
+    A subfolder is itself a video if it holds numbered images and neither folders nor video files.
 
-    Links are followed, but no folder is entered twice, nor one that holds ``folder``. A folder
-    below it that cannot be listed is given as a video with a problem. Raises ValueError if
-    ``folder`` is none, and OSError if it cannot be listed.
+    Follows links, but enters no folder twice and no parent of ``folder``. A subfolder that cannot
+    be listed appears as a video with a problem. Raises ValueError if ``folder`` is not a folder,
+    OSError if it cannot be listed.
     """
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder: give one that holds videos")
+        raise ValueError(f"{folder} is not a folder: pass a folder of videos")
     root = folder.resolve()
     seen = {_identity(parent) for parent in root.parents}
     if index.is_dir():
@@ -45,7 +44,7 @@ def find_videos(folder: Path, index: Path) -> list[Found]:
 
 
 def _below(folder: Path, name: str, seen: set[tuple[int, int]]) -> Iterator[Found]:
-    """Videos of a folder that is called ``name`` from the top, "" at the top."""
+    """Yield the videos of a folder; ``name`` is its path relative to the top, "" for the top."""
     seen.add(_identity(folder))
     try:
         with os.scandir(folder) as listing:
@@ -69,13 +68,13 @@ def _below(folder: Path, name: str, seen: set[tuple[int, int]]) -> Iterator[Foun
 
 
 def _looked_at(name: str, look: Callable[[], Found]) -> list[Found]:
-    """A video; one with a problem, if it cannot be looked at, and none, if it has just gone."""
+    """Return the video, one with a problem if it is inaccessible, or nothing if it is gone."""
     try:
         return [look()]
     except FileNotFoundError:
         return []
     except OSError as error:
-        return [Found(name, 0, 0, f"cannot be looked at: {error.strerror}")]
+        return [Found(name, 0, 0, f"cannot be accessed: {error.strerror}")]
 
 
 def _of_file(entry: os.DirEntry[str], path: str) -> Found:
@@ -85,7 +84,7 @@ def _of_file(entry: os.DirEntry[str], path: str) -> Found:
 
 def _of_images(folder: Path, name: str, entries: list[os.DirEntry[str]]) -> Found:
     statuses = [_status(entry) for entry in entries]
-    # The folder's own time tells of images that were removed or renamed.
+    # The folder's own mtime reveals removed and renamed images.
     latest = max([folder.stat().st_mtime_ns, *(status.st_mtime_ns for status in statuses)])
     return Found(name, sum(status.st_size for status in statuses), latest)
 
@@ -96,7 +95,7 @@ def _is_image(entry: os.DirEntry[str]) -> bool:
 
 
 def _status(entry: os.DirEntry[str]) -> os.stat_result:
-    """Of what a link leads to; of the link itself, if it leads nowhere."""
+    """Stat a link's target, or the link itself if it is broken."""
     try:
         return entry.stat()
     except OSError:

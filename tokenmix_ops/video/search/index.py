@@ -1,9 +1,8 @@
-"""An index on disk: ``embeddings.safetensors`` and ``videos.jsonl``, and parts of a new one.
+"""An index on disk: ``embeddings.safetensors``, ``videos.jsonl``, and parts of an unfinished one.
 
-The two files change together: the first holds a digest of the second, which waits under another
-name until the first is in place. While videos are being indexed, what is done is kept in parts,
-each a file that is there as a whole or not at all; they are joined at the end. Nothing in an index
-depends on when or in how many runs it was made.
+The two files change together: the first holds a digest of the second, which waits under a temporary
+name until the first is in place. Indexing saves its progress in parts, each written atomically, and
+joins them at the end. An index's contents do not depend on when, or in how many runs, it was made.
 """
 
 from __future__ import annotations
@@ -27,19 +26,19 @@ FORMAT = "tokenmix_ops.search/1"
 EMBEDDINGS, VIDEOS, PARTS, LOCK = "embeddings.safetensors", "videos.jsonl", "parts", "lock"
 _NEXT_VIDEOS = "videos.next.jsonl"
 
-_ADVICE = "make it anew with --rebuild, or choose another folder with --index"
+_ADVICE = "rebuild it with --rebuild, or choose another folder with --index"
 
 
 class DamagedIndex(ValueError):
-    """A file of an index is not as it was written."""
+    """A file of an index was damaged after it was written."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A video of an index: its path below the folder, and its embedding or why there is none.
+    """A video in an index: its path relative to the folder, and its embedding or error.
 
-    ``size`` in bytes and ``mtime_ns`` are those of the file that was read; ``duration`` in seconds,
-    None where unknown; ``embedding`` float32 [dim], a unit vector.
+    ``size`` in bytes and ``mtime_ns`` describe the file that was read; ``duration`` in seconds,
+    None if unknown; ``embedding`` float32 [dim], a unit vector.
     """
 
     video: str
@@ -52,7 +51,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Index:
-    """What is known of the videos in a folder, by path."""
+    """The indexed videos of a folder, by path."""
 
     folder: Path
     entries: tuple[Entry, ...]
@@ -68,7 +67,7 @@ class Index:
         return [entry for entry in self.entries if entry.error is not None]
 
     def path_of(self, entry: Entry) -> Path:
-        """Where a video is."""
+        """Return the path of a video's file or folder."""
         return self.folder / entry.video
 
 
@@ -76,8 +75,8 @@ class IndexFiles:
     """The files of one index.
 
     Args:
-        folder: where they are.
-        settings: what embeddings depend on; an index of other settings is refused.
+        folder: the folder of the index.
+        settings: what embeddings depend on; an index with other settings is refused.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
@@ -86,32 +85,31 @@ class IndexFiles:
         self.next_videos, self.parts = folder / _NEXT_VIDEOS, folder / PARTS
 
     def part_files(self) -> list[Path]:
-        """Parts in the order in which they were written."""
+        """Parts in the order they were written."""
         return sorted(self.parts.glob("*.safetensors"))
 
     def read(self) -> dict[str, Entry]:
-        """Entries by path, without those of parts; none if there is no index.
+        """Read the entries by path, without parts; empty if there is no index.
 
-        Raises DamagedIndex for files that do not hold what was written, and ValueError for an index
-        of other settings.
+        Raises DamagedIndex for damaged files, ValueError for an index with other settings.
         """
         if not self.embeddings.exists():
             if self.videos.exists():
-                raise DamagedIndex(f"{self.folder} has {VIDEOS} and no {EMBEDDINGS}: {_ADVICE}")
+                raise DamagedIndex(f"{self.folder} has {VIDEOS} but no {EMBEDDINGS}: {_ADVICE}")
             return {}
         about, embeddings = self._read(self.embeddings)
         try:
             text = self.videos.read_bytes()
         except OSError as error:
             raise DamagedIndex(
-                f"{self.videos} cannot be read, {error.strerror}: {_ADVICE}"
+                f"{self.videos} cannot be read ({error.strerror}): {_ADVICE}"
             ) from error
         if _digest(text) != about["videos"]:
-            raise DamagedIndex(f"{self.videos} is not as it was written: {_ADVICE}")
+            raise DamagedIndex(f"{self.videos} is damaged: {_ADVICE}")
         return _entries(text.decode(), embeddings)
 
     def read_parts(self) -> dict[str, Entry]:
-        """Entries of all parts by path, the latest of each; raises as `read` does."""
+        """Read the entries of all parts by path, the latest of each; raises as `read` does."""
         found: dict[str, Entry] = {}
         for path in self.part_files():
             about, embeddings = self._read(path)
@@ -119,7 +117,7 @@ class IndexFiles:
         return found
 
     def recover(self) -> None:
-        """Ends what a process that was killed had begun. Only the holder of the lock may."""
+        """Complete or undo what a killed process left unfinished. Requires the lock."""
         for unfinished in (*self.folder.glob("*.part"), *self.parts.glob("*.part")):
             unfinished.unlink()
         if self.next_videos.exists() and self.embeddings.exists():
@@ -129,7 +127,7 @@ class IndexFiles:
         self.next_videos.unlink(missing_ok=True)
 
     def write_part(self, entries: Iterable[Entry]) -> None:
-        """Keeps entries until `write`."""
+        """Save entries as a part until `write`."""
         self.parts.mkdir(exist_ok=True)
         names = [path.stem for path in self.part_files()]
         number = int(names[-1]) + 1 if names else 0
@@ -137,7 +135,7 @@ class IndexFiles:
         self._write(self.parts / f"{number:08d}.safetensors", embeddings, lines=text)
 
     def write(self, entries: Iterable[Entry]) -> None:
-        """Puts an index in place of an earlier one and of the parts."""
+        """Replace the earlier index and its parts."""
         text, embeddings = _lines(sorted(entries, key=lambda entry: entry.video))
         replace_text(self.next_videos, text)
         self._write(self.embeddings, embeddings, videos=_digest(text.encode()))
@@ -145,7 +143,7 @@ class IndexFiles:
         self._remove_parts()
 
     def remove(self) -> None:
-        """Removes the index and its parts."""
+        """Remove the index and its parts."""
         self._remove_parts()
         for path in (self.next_videos, self.videos, self.embeddings):
             path.unlink(missing_ok=True)
@@ -156,7 +154,7 @@ class IndexFiles:
 
     def _remove_parts(self) -> None:
         if self.parts.exists():
-            # The latest last, for it wins over the others.
+            # Remove the latest part last, because it overrides the others.
             for path in sorted(self.parts.glob("*.safetensors*")):
                 path.unlink()
             self.parts.rmdir()
@@ -168,7 +166,7 @@ class IndexFiles:
             "embeddings": _digest(embeddings.numpy().tobytes()),
             **about,
         }
-        # Under one key: safetensors does not promise an order of several.
+        # Use one key: safetensors does not guarantee the order of several.
         data = save({"embeddings": embeddings}, {"index": json.dumps(description, sort_keys=True)})
         replace_bytes(path, data)
 
@@ -180,26 +178,26 @@ class IndexFiles:
             if about["format"] != FORMAT:
                 raise ValueError(f"format {about['format']!r}")
             if _digest(embeddings.numpy().tobytes()) != about["embeddings"]:
-                raise ValueError("other embeddings than were written")
+                raise ValueError("the embeddings' checksum is wrong")
             settings: dict[str, Any] = about["settings"]
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise DamagedIndex(f"{path} is damaged, {error}: {_ADVICE}") from error
+            raise DamagedIndex(f"{path} is damaged ({error}): {_ADVICE}") from error
         differing = [
-            f"{name} {settings.get(name)}, not {value}"
+            f"{name}={settings.get(name)} instead of {value}"
             for name, value in self.settings.items()
             if settings.get(name) != value
         ]
         if differing:
             raise ValueError(
-                f"{self.folder} was made with another model or other settings, "
-                f"{', '.join(differing)}: choose another folder with --index, or make it anew with "
+                f"{self.folder} was made with another model or other settings "
+                f"({', '.join(differing)}): choose another folder with --index, or rebuild it with "
                 "--rebuild"
             )
         return about, embeddings
 
 
 def _lines(entries: Iterable[Entry]) -> tuple[str, Tensor]:
-    """Entries as JSON lines, and their embeddings [n, dim] in the same order."""
+    """Return the entries as JSON lines, and their embeddings [n, dim] in the same order."""
     lines: list[str] = []
     rows: list[Tensor] = []
     for entry in entries:

@@ -1,4 +1,4 @@
-"""One process at a time may change an index."""
+"""Locks an index, so that only one process at a time changes it."""
 
 from __future__ import annotations
 
@@ -13,24 +13,23 @@ from tokenmix_ops.video.search.index import LOCK
 
 @contextmanager
 def locked(folder: Path, videos: Path) -> Iterator[None]:
-    """Makes the folder of an index and keeps others from changing it, until the end or a kill.
+    """Create the folder of an index and lock it until the context or the process ends.
 
-    ``videos`` is what is indexed, for messages. Raises ValueError for a folder that holds other
-    files, RuntimeError if another process is at it, and OSError if it cannot be written.
+    ``videos`` is the indexed folder, for messages. Raises ValueError if the folder holds other
+    files, RuntimeError if another process holds the lock, OSError if it cannot be written.
     """
     lock = folder / LOCK
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Who indexes for the first time makes the lock before all else.
+        # An index's first file is its lock.
         if any(folder.iterdir()) and not lock.exists():
             raise ValueError(
-                f"{folder} holds other files than an index: choose an empty or new folder with "
-                "--index"
+                f"{folder} holds files but no index: choose an empty or new folder with --index"
             )
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise OSError(
-            f"the index of {videos} cannot be written in {folder}, {error.strerror}: choose "
+            f"the index of {videos} cannot be written in {folder} ({error.strerror}): choose "
             "another folder with --index"
         ) from error
     _held.add(descriptor)
@@ -39,13 +38,13 @@ def locked(folder: Path, videos: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise RuntimeError(
-                f"another process is indexing {videos} in {folder}: wait until it is done, or "
-                "choose another folder with --index"
+                f"another process is indexing {videos} in {folder}: wait for it, or choose another "
+                "folder with --index"
             ) from error
         yield
     finally:
         _held.discard(descriptor)
-        # That also unlocks it.
+        # Closing also unlocks it.
         os.close(descriptor)
 
 
@@ -53,7 +52,7 @@ _held: set[int] = set()
 
 
 def _let_go() -> None:
-    """Processes that read videos would keep the lock when the one that indexes is killed."""
+    """Close locks in a forked child, or readers would hold them after the indexer is killed."""
     while _held:
         os.close(_held.pop())
 

@@ -1,4 +1,4 @@
-"""A retriever as search uses it: one video or text at a time, whatever else is asked."""
+"""A retriever for search, which embeds one video or text at a time."""
 
 from __future__ import annotations
 
@@ -26,14 +26,13 @@ TEXTS_AT_ONCE = 128
 class SearchModel:
     """Embeds videos and texts, and matches them.
 
-    Each video goes through the encoder alone. So its embedding depends on nothing but the video,
-    the model and the machine: on one with the same number of threads, or the same GPU, and the
-    same versions it is the same bit for bit.
+    Encodes each video by itself, so its embedding depends only on the video, the model and the
+    machine: it is bit-identical given the same versions and number of threads, or the same GPU.
 
     Args:
-        checkpoint: what training wrote, its folder, or a whole model.
-        opening: how it is opened.
-        precision: type of mixed precision: "no", "bf16" or "fp16".
+        checkpoint: a training checkpoint, its folder, or a whole model.
+        opening: how to open it.
+        precision: mixed precision: "no", "bf16" or "fp16".
 
     Raises ValueError as `open_model` does, and for fp16 on a CPU.
     """
@@ -55,32 +54,31 @@ class SearchModel:
             "fps": self.fps,
             "precision": precision,
         }
-        """What embeddings depend on: an index of other settings is another index."""
+        """What embeddings depend on; an index only serves the settings it was made with."""
         self._accelerator = start_accelerator(replace(experiment.training, precision=precision))
         self.retriever.to(self._accelerator.device)
 
     def read(self, paths: Sequence[Path], workers: int) -> Clips:
-        """Clips of videos as the model sees them, in order."""
+        """Read clips as the model sees them, in order."""
         return Clips(paths, self.num_frames, self.image_size, self.fps, workers)
 
     @torch.no_grad()
     def embed_video(self, pixels: Tensor) -> Tensor:
-        """Unit vector [dim], float32 on the CPU, of a normalised clip [T, 3, size, size]."""
+        """Embed a normalised clip [T, 3, size, size]: unit vector [dim], float32 on the CPU."""
         with self._accelerator.autocast():
             embedding = self.retriever.embed_videos(self._placed(pixels)[None])
         return embedding[0].float().cpu()
 
     @torch.no_grad()
     def embed_text(self, text: str) -> Tensor:
-        """Unit vector [dim], float32 on the CPU, of a text cleaned as in training."""
+        """Embed a text, cleaned as in training: unit vector [dim], float32 on the CPU."""
         with self._accelerator.autocast():
             embedding = self.retriever.embed_texts(*self._encoded([text]))
         return embedding[0].float().cpu()
 
     @torch.no_grad()
     def match(self, pixels: Tensor, texts: Sequence[str]) -> list[float]:
-        """The matching head's "yes" for each text of a clip, whose keys and values are computed
-        once."""
+        """The matching head's "yes" logit for each text; the clip's keys are computed once."""
         found: list[float] = []
         with self._accelerator.autocast():
             tokens = self.retriever.encode_videos(self._placed(pixels)[None]).tokens
@@ -100,10 +98,10 @@ class SearchModel:
 
 
 def _fingerprint(retriever: VideoRetriever) -> str:
-    """Of all that a video goes through: how it was tuned, and weights to the last bit.
+    """Hash everything that a video's embedding depends on: the tuning and the exact weights.
 
-    But for the position embeddings, which are resized to the videos when a model is loaded: the
-    last bits of that differ between machines.
+    Excludes the position embeddings: loading resizes them, and the result's last bits differ
+    between machines.
     """
     digest = hashlib.sha256()
     tuning = resolved(retriever.tuning or Tuning("frozen"))

@@ -1,4 +1,4 @@
-"""What queries found, as one HTML file that opens without a server."""
+"""Writes search results to one HTML file that opens without a server."""
 
 from __future__ import annotations
 
@@ -65,18 +65,18 @@ footer { margin-top: 3rem; border-top: 1px solid var(--line); padding-top: 0.75r
 
 
 def write_page(path: str | os.PathLike[str], index: Index, answers: Sequence[Answer]) -> None:
-    """Writes a page of the answers: of each hit its rank, score, a link to it, and frames.
+    """Write a page of answers that shows each hit's rank, score, link and frames.
 
-    The page holds its style and its pictures and needs no network; links lead from where it lies
-    to the videos. Its folder is made; an earlier file is replaced when all is written. Raises
-    OSError if it cannot be written.
+    The page embeds its style and images and needs no network; links to videos are relative.
+    Creates the folder and replaces an earlier file atomically. Raises OSError if it cannot be
+    written.
     """
     path = Path(path)
     strips: dict[Path, str] = {}
     sections = []
     for number, answer in enumerate(answers, 1):
         hits = "\n".join(_hit(rank, hit, path, strips) for rank, hit in enumerate(answer.hits, 1))
-        nothing = "" if answer.hits else '\n<p class="missing">Nothing was found.</p>'
+        nothing = "" if answer.hits else '\n<p class="missing">No results.</p>'
         sections.append(
             f'<section id="query-{number}">\n<h2><bdi>{_text(answer.query)}</bdi></h2>\n'
             f'<ol class="hits">\n{hits}\n</ol>{nothing}\n</section>'
@@ -101,7 +101,7 @@ def write_page(path: str | os.PathLike[str], index: Index, answers: Sequence[Ans
 <main>
 {chr(10).join(sections)}
 </main>
-<footer>Frames are in order of time, evenly spaced. Written by tokenmix retrieval search.</footer>
+<footer>Frames are evenly spaced, in order of time. Written by tokenmix retrieval search.</footer>
 </body>
 </html>
 """
@@ -149,8 +149,8 @@ def _strip(hit: Hit, name: str) -> str:
 
 
 def _link(page: Path, video: Path) -> str:
-    """Relative, so that a folder may be moved with the page in it; browsers resolve ".." by name
-    alone, as `os.path.relpath` does."""
+    """Return a relative link, so that a folder can be moved with its page; browsers resolve ".."
+    textually, as `os.path.relpath` does."""
     way = os.path.relpath(video.absolute(), page.absolute().parent)
     return quote(os.fsencode(way.replace(os.sep, "/")))
 
@@ -164,5 +164,5 @@ def _clock(seconds: float) -> str:
 
 
 def _text(text: str) -> str:
-    """Escaped; bytes of a name that are no UTF-8 become question marks."""
+    """Escape a text; bytes that are not UTF-8 become question marks."""
     return escape(text.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))

@@ -1,4 +1,4 @@
-"""Which videos of an index a text describes."""
+"""Finds the videos of an index that a text describes."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _ROWS_AT_ONCE = 16_384
 
 @dataclass(frozen=True)
 class Hit:
-    """A video that was found: its path below the folder, and where that is.
+    """A result: its path relative to the folder, and its full path.
 
-    ``similarity`` is the cosine of the embeddings; ``score`` is the same or, re-ranked, its sum
-    with the matching head's "yes". ``duration`` in seconds, None where unknown.
+    ``similarity`` is the cosine of the embeddings; ``score`` equals it or, with re-ranking, adds
+    the matching head's "yes". ``duration`` in seconds, None if unknown.
     """
 
     video: str
@@ -36,26 +36,24 @@ class Hit:
 
 @dataclass(frozen=True)
 class Answer:
-    """A query, and what was found, the best first."""
+    """A query and its results, best first."""
 
     query: str
     hits: tuple[Hit, ...]
 
 
 def check(queries: Sequence[str], top: int, rerank: int) -> None:
-    """Raises ValueError for what `search` cannot do: one text in place of a list, a query without
-    words, ``top`` below 1, or ``rerank`` below ``top`` and not 0."""
+    """Raise ValueError for a string instead of a list of queries, a query without words, ``top``
+    below 1, or ``rerank`` below ``top`` and not 0."""
     if isinstance(queries, str):
-        raise ValueError(f"queries must be a list of texts, got the text {queries!r}")
+        raise ValueError(f"queries must be a list of strings, got {queries!r}")
     for query in queries:
         if not clean_caption(query):
-            raise ValueError(f"query {query!r} has no words")
+            raise ValueError(f"expected words in every query, got {query!r}")
     if top < 1:
-        raise ValueError(f"top is {top}, it must be at least 1")
+        raise ValueError(f"top must be at least 1, got {top}")
     if rerank < 0 or 0 < rerank < top:
-        raise ValueError(
-            f"rerank is {rerank}, it must be 0, for none, or at least the {top} of top"
-        )
+        raise ValueError(f"rerank must be 0 (off) or at least top = {top}, got {rerank}")
 
 
 def search(
@@ -68,12 +66,11 @@ def search(
     workers: int = 2,
     track: Track = untracked,
 ) -> list[Answer]:
-    """The ``top`` videos for each query; of equal scores, the first path comes first.
+    """Return the ``top`` videos for each query; equal scores are ordered by path.
 
-    With ``rerank`` the most similar so many videos of each query are read again and ranked by the
-    sum of similarity and the matching head's "yes", each video once for all queries. Queries are
-    cleaned as captions are in training; an answer's similarities do not depend on other queries.
-    Source: design.md, section 4; BLIP.
+    Reads the ``rerank`` most similar videos of each query again, each once for all queries, and
+    ranks them by similarity plus the matching head's "yes". Cleans queries as training cleans
+    captions. An answer's similarities do not depend on other queries. Source: BLIP.
 
     Raises ValueError as `check` does, and if a video to re-rank can no longer be read.
     """
@@ -83,7 +80,7 @@ def search(
         return [Answer(query, ()) for query in queries]
     embeddings = torch.stack([e.embedding for e in entries if e.embedding is not None])
     similarities = [_similarities(embeddings, model.embed_text(query)) for query in queries]
-    # A stable sort, and entries are by path.
+    # Entries are sorted by path, and a stable sort keeps that order for ties.
     best = [s.argsort(descending=True, stable=True)[: rerank or top].tolist() for s in similarities]
     scores = [
         {row: float(s[row]) for row in rows} for s, rows in zip(similarities, best, strict=True)
@@ -117,5 +114,5 @@ def search(
 
 
 def _similarities(embeddings: Tensor, text: Tensor) -> Tensor:
-    """[n]; rows that are equal give what is equal, which a matrix product does not promise."""
+    """Similarities [n]; equal rows score equally, which a matrix product does not guarantee."""
     return torch.cat([(rows * text).sum(dim=1) for rows in embeddings.split(_ROWS_AT_ONCE)])

@@ -1,4 +1,4 @@
-"""Clips of many videos, read in worker processes and given in order."""
+"""Reads clips of many videos in worker processes, in order."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from tokenmix_ops.video.data.workers import OutliveSignals
 
 
 class Clip(NamedTuple):
-    """What a model sees of a video, [T, 3, size, size] and normalised, or why that is nothing.
+    """A model's view of a video, normalised [T, 3, size, size], or the error that prevented it.
 
-    ``duration`` in seconds as the file states it, None where it does not.
+    ``duration`` in seconds as stated by the file, None if it states none.
     """
 
     pixels: Tensor | None
@@ -27,9 +27,9 @@ class Clip(NamedTuple):
 
 
 class Clips:
-    """A clip of each path in order, of frames chosen uniformly, as `read_clip` reads them.
+    """Reads a clip of uniformly chosen frames for each path, in order, with `read_clip`.
 
-    ``workers`` processes read ahead; with 0 this one reads. They leave Ctrl-C to it.
+    ``workers`` processes read ahead and ignore Ctrl-C; with 0, this process reads.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class _Clips(Dataset[Clip]):
         try:
             pixels = normalize_clip(read_clip(path, self.num_frames, self.size, fps=self.fps))
         except ClipError as error:
-            # Where the video is said beside it; an index may move with its videos.
+            # Drop the path: the entry names the video, and an index may move with its videos.
             return Clip(None, error=str(error).removeprefix(f"{path}: "))
         return Clip(pixels, _duration(path))
 
@@ -85,7 +85,7 @@ def _duration(path: Path) -> float | None:
         with av.open(f"file:{path}") as container:
             return None if container.duration is None else container.duration / av.time_base
     except (av.FFmpegError, UnicodeDecodeError):
-        # Tags in an unknown encoding: its frames could be read all the same.
+        # Tags may be in an unknown encoding; the frames are readable all the same.
         return None
 
 

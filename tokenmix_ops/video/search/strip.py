@@ -1,4 +1,4 @@
-"""A few small frames of a video, as JPEG files in memory."""
+"""Small frames of a video as JPEG data."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from tokenmix_ops.video.data.video_file import read_frames
 
 FRAMES = 8
 _WIDTH, _HEIGHT = 224, 168
-# FFmpeg's scale of 1 to 31, less is better.
+# On FFmpeg's scale of 1 to 31; lower is better.
 _QUALITY = "4"
 
 
 def frame_strip(path: Path) -> list[bytes]:
-    """`FRAMES` frames of a video, chosen uniformly, each a JPEG file.
+    """Return `FRAMES` uniformly chosen frames of a video as JPEG data.
 
-    They keep their proportions and are as large as they are, or at most 224 wide and 168 high.
-    Raises ClipError as `read_clip` does.
+    Frames keep their aspect ratio and shrink to at most 224 x 168 pixels. Raises ClipError as
+    `read_clip` does.
     """
     width, height = _shown_size(path)
     return [_jpeg(image) for image in read_clip(path, FRAMES, (height, width))]
@@ -50,12 +50,12 @@ def _first(count: int, times: Sequence[float] | None) -> dict[int, list[int]]:
 
 
 def _even(length: float) -> int:
-    """Colours are kept for every other pixel."""
+    """Round to an even length, because chroma is stored for every other pixel."""
     return max(2, 2 * round(length / 2))
 
 
 def _jpeg(image: Tensor) -> bytes:
-    """Of RGB [3, height, width] in [0, 1]."""
+    """Encode RGB [3, height, width] in [0, 1] as JPEG."""
     pixels = (image * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
     encoder = av.CodecContext.create("mjpeg", "w")
     encoder.height, encoder.width = pixels.shape[:2]

@@ -1,4 +1,4 @@
-"""Brings the index of a folder up to date with the videos in it."""
+"""Updates the index of a folder to match its videos."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SECONDS_OF_A_PART = 20.0
 
 
 def untracked(items: Iterable[Item], _: str) -> Iterable[Item]:
-    """Shows nothing."""
+    """Show no progress."""
     return items
 
 
@@ -40,35 +40,35 @@ def update_index(
     track: Track = untracked,
     say: Callable[[str], object] = lambda text: None,
 ) -> Index:
-    """The index of a folder after new and changed videos were embedded and deleted ones left out.
+    """Embed new and changed videos, drop deleted ones, and return the index.
 
-    A video has changed if its size or its time of modification has; one that could not be read is
-    tried again only then. What is done is kept every few videos: a process that is killed at any
-    moment, or interrupted, is followed by one that goes on, and in the end the files are those of a
-    single run. While nothing has changed, nothing is written or locked.
+    A video has changed if its size or modification time has; an unreadable video is retried only
+    then. Progress is saved every few videos: after a kill or an interrupt the next run resumes, and
+    the final files equal those of a single run. If nothing has changed, it writes and locks
+    nothing.
 
     Args:
-        model: what embeds.
-        folder: holds the videos.
+        model: the model that embeds.
+        folder: the folder of videos.
         index: folder for the index; ``.tokenmix-search`` in ``folder`` if None.
-        workers: processes that read videos.
-        rebuild: leave an earlier index aside, whatever it is.
-        track: is given the clips as they come, to show how many there are.
-        say: is given sentences about what was found or done.
+        workers: number of processes that read videos.
+        rebuild: discard any earlier index.
+        track: wraps the clips to show progress.
+        say: receives status messages.
 
-    Raises ValueError if there are no videos, or for an index that is damaged, of another model, of
-    other settings or of another folder; RuntimeError if another process is indexing; OSError if the
-    index cannot be written; KeyboardInterrupt after Ctrl-C, with what was done kept.
+    Raises ValueError if there are no videos, or if the index is damaged or was made with another
+    model, other settings or another folder; RuntimeError if another process is indexing; OSError if
+    the index cannot be written; KeyboardInterrupt after Ctrl-C, with progress saved.
     """
     if workers < 0:
-        raise ValueError(f"workers is {workers}, it must be at least 0")
+        raise ValueError(f"workers must be at least 0, got {workers}")
     folder = Path(folder)
     home = folder / DEFAULT_INDEX if index is None else Path(index)
     found = find_videos(folder, home)
     if not found:
         raise ValueError(
-            f"{folder} has no videos: neither files ending in {', '.join(VIDEO_SUFFIXES)}, "
-            "nor folders of numbered images"
+            f"expected videos in {folder}, got none: neither files ending in "
+            f"{', '.join(VIDEO_SUFFIXES)}, nor folders of numbered images"
         )
     files = IndexFiles(home, model.settings)
     entries = None if rebuild else _finished(files, found)
@@ -78,24 +78,24 @@ def update_index(
                 files.remove()
             files.recover()
             earlier = files.read() | files.read_parts()
-            # In the folder itself it can be of no other.
+            # The default index lies in the folder itself and cannot belong to another.
             if index is not None and earlier and not any(one.video in earlier for one in found):
                 raise ValueError(
-                    f"{home} is an index of other videos, {len(earlier)}, than are in {folder}: "
-                    "choose another folder with --index, or make it anew with --rebuild"
+                    f"{home} indexes {len(earlier)} videos, none of which is in {folder}: "
+                    "choose another folder with --index, or rebuild it with --rebuild"
                 )
             entries = _updated(files, earlier, found, model, folder, workers, track, say)
     return Index(folder, tuple(entries[name] for name in sorted(entries)))
 
 
 def _finished(files: IndexFiles, found: Sequence[Found]) -> dict[str, Entry] | None:
-    """The index, if it is up to date."""
+    """Return the entries if the index is up to date, else None."""
     if files.parts.exists():
         return None
     try:
         entries = files.read()
     except DamagedIndex:
-        # Another process may be exchanging the files now: the lock will tell.
+        # Another process may be exchanging the files; taking the lock will show.
         return None
     same = len(entries) == len(found) and all(_unchanged(one, entries) for one in found)
     return entries if same else None
@@ -114,7 +114,7 @@ def _updated(
     kept = {one.video: earlier[one.video] for one in found if _unchanged(one, earlier)}
     pending = [one for one in found if one.video not in kept]
     if kept and pending:
-        say(f"{len(kept)} of {len(found)} videos are indexed already")
+        say(f"{len(kept)} of {len(found)} videos are already indexed")
     done = 0
     with Interrupts() as interrupts:
         for part in _parts(_embedded(model, folder, pending, workers, track), interrupts):
@@ -123,8 +123,8 @@ def _updated(
             done += len(part)
         if done < len(pending):
             say(
-                f"stopped: {len(kept)} of {len(found)} videos are indexed; the same command goes "
-                "on from there"
+                f"stopped: {len(kept)} of {len(found)} videos are indexed; run the same command to "
+                "resume"
             )
             raise KeyboardInterrupt
         files.write(kept.values())
@@ -134,7 +134,7 @@ def _updated(
 
 
 def _parts(entries: Generator[Entry, None, None], interrupts: Interrupts) -> Iterator[list[Entry]]:
-    """Entries in parts, the last one when they end or a signal came."""
+    """Group entries into parts; the last part ends with the entries or at a signal."""
     part: list[Entry] = []
     began = time.monotonic()
     with closing(entries):
@@ -150,7 +150,7 @@ def _parts(entries: Generator[Entry, None, None], interrupts: Interrupts) -> Ite
 def _embedded(
     model: SearchModel, folder: Path, pending: Sequence[Found], workers: int, track: Track
 ) -> Generator[Entry, None, None]:
-    """An entry of each video in order."""
+    """Yield an entry for each video in order."""
     listed = [one for one in pending if one.problem is None]
     for one in pending:
         if one.problem is not None:
@@ -166,7 +166,7 @@ def _embedded(
         embedding = model.embed_video(clip.pixels)
         if not embedding.isfinite().all():
             raise RuntimeError(
-                f"{folder / one.video} has an embedding that is not finite: try another --precision"
+                f"{folder / one.video} has a non-finite embedding: try another --precision"
             )
         yield Entry(one.video, one.size, one.mtime_ns, clip.duration, embedding=embedding)
 

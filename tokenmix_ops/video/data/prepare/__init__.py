@@ -1,4 +1,4 @@
-"""From the official files of a data set, and a folder of its videos, to the one format."""
+"""Converts a data set's official files and a folder of its videos to a manifest."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ DATASETS: dict[str, ModuleType] = {
     "lsmdc": lsmdc,
     "lists": lists,
 }
-"""Each has FILES, the names its files are known by; OTHERS, how the name of a file may end that it
-takes all the same, or ""; ``read(request, listing)``; and ``official(request)``."""
+"""Each module has FILES, the official file names; OTHERS, a suffix of other accepted files, or "";
+``read(request, listing)``; and ``official(request)``."""
 
 TASKS = ("captioning", "retrieval")
 
 
 @dataclass(frozen=True)
 class SplitCount:
-    """What a split holds."""
+    """The counts of a split."""
 
     split: str
     videos: int
     captions: int
     missing: int
-    """Videos that are not in their folder; 0 if they are left out."""
+    """Videos not found in the folder; 0 if they are dropped."""
     official: int | None
-    """How many videos the official split holds; None where there is none."""
+    """Number of videos in the official split; None if there is none."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Videos for `write_manifest`, what they hold by split, and what was wrong with the files."""
+    """Videos for `write_manifest`, counts by split, and problems in the files."""
 
     videos: tuple[Video, ...]
     counts: tuple[SplitCount, ...]
@@ -63,17 +63,16 @@ def prepare(
     drop_missing: bool = False,
     progress: Callable[[str, int], object] | None = None,
 ) -> Prepared:
-    """Read a data set's annotations, and find its videos.
+    """Read a data set's annotations and find its videos.
 
     ``dataset`` is one of `DATASETS`. ``annotations`` are its files, or folders that hold them; for
-    "lists" it is empty, and ``splits`` names the file of each split. ``root`` is the folder of the
-    manifest, from which its paths start. ``task`` and ``training_list`` ("9k" or "7k", the former
-    if left out, for retrieval) choose among the splits of MSR-VTT; elsewhere both tasks have the
-    same. A video in two splits stays in the test, or else in val, and is no more trained on.
-    Missing videos stay, where they are expected, unless ``drop_missing``. ``progress`` is
-    called with what is being done, and how many videos are found so far. Raises ValueError, which
-    names file and place, for what cannot be read, and with ``strict`` at the first problem; OSError
-    for files and folders that are not there.
+    "lists" it is empty, and ``splits`` names the file of each split. Paths in the manifest are
+    relative to ``root``, its folder. ``task`` and, for retrieval, ``training_list`` ("9k", the
+    default, or "7k") select MSR-VTT's splits; other data sets have the same splits for both tasks.
+    A video in two splits stays in test, else in val. Missing videos keep their expected path unless
+    ``drop_missing``. Calls ``progress`` with the current phase and the number of videos found so
+    far. Raises ValueError with file and place for unreadable content, and with ``strict`` at the
+    first problem; OSError for missing files and folders.
     """
     if dataset not in DATASETS:
         raise ValueError(f"dataset must be one of {', '.join(DATASETS)}, got {dataset!r}")
@@ -83,18 +82,18 @@ def prepare(
         options = ", ".join(msrvtt.TRAINING_LISTS)
         raise ValueError(f"training_list must be one of {options}, got {training_list!r}")
     if training_list is not None and (dataset, task) != ("msrvtt", "retrieval"):
-        raise ValueError("training_list is for retrieval on msrvtt alone; leave it out")
+        raise ValueError("training_list applies only to retrieval on msrvtt; omit it")
     family = DATASETS[dataset]
     if isinstance(annotations, str | os.PathLike):
         annotations = [annotations]
     paths, named = [Path(path) for path in annotations], _by_split(splits or {})
     if dataset == "lists":
         if paths or not named:
-            raise ValueError("lists takes a file for each split, train, val or test, and no others")
+            raise ValueError("lists takes one file per split (train, val, test) and no other files")
         found: dict[str, Path] = {}
         others: list[Path] = []
     elif named:
-        raise ValueError(f"files by split are for lists; {dataset} knows its files by their names")
+        raise ValueError(f"files by split are for lists; {dataset} recognises files by name")
     else:
         found, others = find_files(paths, family.FILES, family.OTHERS)
     request = Request(task, training_list or "9k", found, tuple(others), named)
@@ -110,7 +109,10 @@ def prepare(
         kept = [video for video in kept if video.video_id not in absent]
         absent = set()
     if not kept:
-        raise ValueError(f"no video is left: {summary(listing.problems) or 'none is listed'}")
+        raise ValueError(
+            f"expected at least one usable video, got none: "
+            f"{summary(listing.problems) or 'none is listed'}"
+        )
     official = family.official(request)
     counts = [_count(split, kept, absent, official) for split in SPLITS]
     return Prepared(
@@ -123,7 +125,9 @@ def prepare(
 def _by_split(splits: Mapping[str, str | os.PathLike[str]]) -> dict[str, Path]:
     unknown = [split for split in splits if split not in SPLITS]
     if unknown:
-        raise ValueError(f"splits are {', '.join(SPLITS)}, got {', '.join(map(repr, unknown))}")
+        raise ValueError(
+            f"splits must be among {', '.join(SPLITS)}, got {', '.join(map(repr, unknown))}"
+        )
     return {split: Path(splits[split]) for split in SPLITS if split in splits}
 
 

@@ -1,4 +1,4 @@
-"""Brings together what annotations say of videos and where these were found."""
+"""Matches listed videos with the files that were found."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from tokenmix_ops.video.data.prepare.locating import Library
 
 
 def assemble(listing: Listing, library: Library, prefix: str) -> tuple[list[Video], set[str]]:
-    """The videos, whose paths start with ``prefix``, and the ids of those that are not there.
+    """Return the videos, with paths under ``prefix``, and the ids of missing ones.
 
-    Left out are videos for training without captions, and one of two that turn out to be the same.
-    A video that is not there has the path where it is to be expected.
+    Drops training videos without captions, and one of two entries that turn out to be the same
+    video. A missing video gets its expected path.
     """
     bases = Counter(map(_base, listing.videos))
-    # By path, or by id if there is none: two ids may lead to one file.
+    # Key by path if found, because two ids may lead to one file, else by id.
     chosen: dict[tuple[str | None, str], tuple[str, str, Listed]] = {}
     for listed in listing.videos.values():
         video_id, name = _names(listed, library, bases)
@@ -42,16 +42,16 @@ def assemble(listing: Listing, library: Library, prefix: str) -> tuple[list[Vide
             name, start, end = listed.uncut
             path = library.find(name)
             if path in library.folders:
-                # Images have no clock.
+                # Images have no timestamps.
                 path = None
         if path is None:
             absent.add(video_id)
             start, end = None, None
             path = "/".join(filter(None, (listed.folder, video_id + listed.suffix)))
-            what = f"video {video_id!r} is not in the videos' folder, for one as {path}"
+            what = f"video {video_id!r} is not in the videos' folder, expected at {path}"
             listing.problem("missing video", listed.where, what + _near(listed, library))
         elif len(paths := library.paths(name)) > 1:
-            what = f"video {video_id!r} is there as {', '.join(paths)}; the first is taken"
+            what = f"video {video_id!r} exists as {', '.join(paths)}; using the first"
             listing.problem("ambiguous video", listed.where, what)
         path = path if prefix == "." else f"{prefix}/{path}"
         videos.append(Video(path, video_id, tuple(listed.captions), listed.split, start, end))
@@ -59,10 +59,10 @@ def assemble(listing: Listing, library: Library, prefix: str) -> tuple[list[Vide
 
 
 def _names(listed: Listed, library: Library, bases: Mapping[str, int]) -> tuple[str, str]:
-    """The id of a video, and the name or path to look for.
+    """Return the id of a video, and the name or path to look for.
 
-    A number becomes the name of the only video that has it. A path that leads to nothing is looked
-    for without its folders, unless others are listed by that name.
+    A number becomes the name of the only video with that number. A path that does not exist is
+    searched by its last part, unless other videos are listed under that name.
     """
     video_id = listed.video_id
     if library.find(video_id) is not None:
@@ -78,15 +78,15 @@ def _base(name: str) -> str:
 
 
 def _near(listed: Listed, library: Library) -> str:
-    """What there is instead, after a semicolon."""
+    """Describe near misses, after a semicolon."""
     if listed.number is not None:
         if names := library.numbered(listed.number):
-            return f"; several have its number: {', '.join(sorted(names)[:3])}"
+            return f"; several videos have its number: {', '.join(sorted(names)[:3])}"
         if len(library.beginnings) > 1:
             some = ", ".join(map(repr, library.beginnings[:3]))
-            return f"; which numbers count cannot be told, for names there begin with {some}"
+            return f"; its number is ambiguous, because names there start with {some}"
     if "/" in listed.video_id and (path := library.find(_base(listed.video_id))) is not None:
-        return f"; {path} has its name, but other videos are listed by that name too"
+        return f"; {path} has its name, but other listed videos have that name too"
     if listed.uncut is not None and library.find(listed.uncut[0]) is not None:
-        return f"; {listed.uncut[0]} is a folder of images, without a clock to find the span by"
+        return f"; {listed.uncut[0]} is a folder of images, without timestamps to find the span"
     return ""

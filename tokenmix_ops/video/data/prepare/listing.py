@@ -1,4 +1,4 @@
-"""What annotation files say of videos, gathered before any video is looked for."""
+"""Collects videos and captions from annotation files, before any video is searched."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from tokenmix_ops.video.data.manifest import SPLITS, Problem
 
 @dataclass
 class Listed:
-    """A video as annotations have it."""
+    """A video listed in annotations."""
 
     video_id: str
-    """A name, or a path with "/"; without suffix."""
+    """A name, or a path with "/", without suffix."""
     split: str
     where: str
-    """Where it is listed, as "FILE, line 7"."""
+    """The place of the entry, such as "FILE, line 7"."""
     captions: list[str] = field(default_factory=list)
     folder: str = ""
-    """The folder, below that of the videos, in which it is to be expected."""
+    """Its expected subfolder of the videos' folder."""
     suffix: str = ".mp4"
-    """How its file is to be expected to end."""
+    """Its expected suffix."""
     uncut: tuple[str, float, float] | None = None
-    """The name of the longer video that it was cut from, and start and end there in seconds."""
+    """The name of the video it was cut from, and its start and end there in seconds."""
     number: int | None = None
-    """Where the annotations have but a number, which stands in the video's name as well."""
+    """The number in the video's name, if the annotations give only that."""
 
 
 class Listing:
-    """Videos by id, in the order of the files, and what is wrong with them.
+    """Videos by id, in the order of the files, and their problems.
 
-    With ``strict`` the first problem is raised as a ValueError.
+    With ``strict``, the first problem raises ValueError.
     """
 
     def __init__(self, *, strict: bool = False) -> None:
@@ -40,13 +40,13 @@ class Listing:
         self._passed_over: set[str] = set()
 
     def problem(self, kind: str, where: str, what: str) -> None:
-        """Notes a problem, or raises it."""
+        """Record a problem, or raise it."""
         if self.strict:
             raise ValueError(f"{where}: {what}")
         self.problems.append(Problem(kind, where, what))
 
     def add(self, video: Listed) -> bool:
-        """Lists a video, unless its id is listed and `settle` keeps that; says whether it did."""
+        """Add a video unless `settle` keeps an earlier one; return whether it was added."""
         first = self.videos.get(video.video_id)
         if first is not None:
             if self.settle(video.video_id, first, video) is first:
@@ -56,28 +56,28 @@ class Listing:
         return True
 
     def settle(self, video_id: str, first: Listed, second: Listed) -> Listed:
-        """Which of two that are one video stays; the other becomes a problem.
+        """Choose between two entries for one video; the other becomes a problem.
 
-        In one split it is the first. Of two splits train loses the video, lest there be less to
-        test, or something tested that was trained on; val loses it to test.
+        Within a split the first wins. Otherwise test wins over val, and val over train, which keeps
+        the test complete and its videos out of training.
         """
         if first.split == second.split:
-            what = f"video {video_id!r} is listed already, for {first.split}, in {first.where}"
+            what = f"video {video_id!r} is already listed for {first.split} in {first.where}"
             self.problem("duplicate", second.where, what)
             return first
         lost, kept = sorted((first, second), key=lambda video: SPLITS.index(video.split))
-        what = f"video {video_id!r} of {lost.split} is left to {kept.split}, in {kept.where}"
+        what = f"video {video_id!r} in {lost.split} is kept only for {kept.split}, in {kept.where}"
         self.problem("in two splits", lost.where, what)
         return kept
 
     def pass_over(self, video_id: str) -> None:
-        """Leaves a video out; its captions are then no problem."""
+        """Ignore a video and its captions without reporting problems."""
         self._passed_over.add(video_id)
 
     def caption(self, video_id: str, text: str, where: str) -> None:
-        """Gives a listed video a caption; one that is blank, or of an unknown video, is not kept.
+        """Add a caption to a listed video; report blank captions and unknown videos.
 
-        The same words twice are two captions: the official counts hold such.
+        Keeps repeated captions, as the official counts do.
         """
         video = self.videos.get(video_id)
         if video is None and self.is_passed_over(video_id):
@@ -92,5 +92,5 @@ class Listing:
             video.captions.append(text)
 
     def is_passed_over(self, video_id: str) -> bool:
-        """Whether `pass_over` was told of it."""
+        """Whether `pass_over` was called for a video."""
         return video_id in self._passed_over

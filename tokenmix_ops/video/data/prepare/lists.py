@@ -1,16 +1,16 @@
-"""Lists of videos and captions, one file a split: the paper's authors' and LAVIS's.
+"""Lists of videos and captions, one file per split, as used by the paper's authors and LAVIS.
 
-Each is JSON, and told by what it holds:
+Each file is JSON in one of two formats, detected by its content:
 
-- a list of objects with ``caption``, a string or a list of them, and the video's name or file under
-  ``video``, or ``image`` as the authors' retrieval has it, or ``image_id`` if neither is there; a
-  video may come again with another caption. Numbers beside them (``video_id``, ...) are not needed;
-- COCO's form, ``annotations`` with ``image_id`` and ``caption``, and ``images`` with ``id`` and
-  perhaps ``file_name``. 6968 and "6968" are one id, and the number of video6968 if all videos whose
-  only digits are at the end begin as that one does; else it is a name as any other.
+- a list of objects with ``caption``, a string or a list of strings, and the video's name or file
+  under ``video``, ``image`` (the authors' retrieval lists), or else ``image_id``. A video may
+  repeat with another caption. Numeric fields (``video_id``, ...) are ignored;
+- COCO's format: ``annotations`` with ``image_id`` and ``caption``, and ``images`` with ``id`` and
+  optionally ``file_name``. 6968 and "6968" are the same id. It means video6968 if all videos with
+  digits only at the end share the prefix "video"; otherwise it is a name.
 
-A file may lie in folders, "a/b.mp4": without suffix that is the video's id, and where it is looked
-for before any "b".
+A file may have a path, "a/b.mp4". Without suffix it is the video's id, and the search tries it
+before any "b".
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _NUMBER = re.compile("0|[1-9][0-9]{0,17}")
 
 
 def official(request: Request) -> Mapping[str, int]:
-    """Nothing: whose list it is cannot be told."""
+    """Return no counts, because the data set of a list is unknown."""
     return {}
 
 
 def read(request: Request, listing: Listing) -> None:
-    """The file of each split."""
+    """Read the file of each split."""
     for split, path in request.splits.items():
         data = read_json(path)
         if isinstance(data, dict):
@@ -60,7 +60,7 @@ def _list(data: list[object], path: Path, split: str, listing: Listing) -> None:
 
 
 def _naming(entry: Record) -> str:
-    """The field with the video's name; a number for an image_id is no name."""
+    """Return the field with the video's name; a numeric image_id is not a name."""
     names = [name for name in ("video", "image") if name in entry]
     if not names and "image_id" in entry and isinstance(entry.get("image_id"), str):
         names = ["image_id"]
@@ -71,7 +71,7 @@ def _coco(data: Record, split: str, listing: Listing) -> None:
     names: dict[str, str | None] = {}
 
     def add(record: Record, key: str) -> None:
-        """Lists a video, and notes what it is called, or None if it is left out."""
+        """List a video and store its name, or None if it is dropped."""
         has_file = "file_name" in record
         name = record.text("file_name") if has_file else key
         number = int(key) if _NUMBER.fullmatch(key) and not has_file else None
@@ -93,7 +93,7 @@ def _coco(data: Record, split: str, listing: Listing) -> None:
 
 
 def _key(record: Record, name: str) -> str:
-    """An id, 1 and "1" being one, as for scores."""
+    """Return an id as a string; 1 and "1" are the same, as in scoring."""
     value = record.get(name)
     if type(value) is int and 0 <= value < 10**18:
         return str(value)

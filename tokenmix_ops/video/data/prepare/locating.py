@@ -1,4 +1,4 @@
-"""Where the video of an id lies: a file, or a folder of numbered images, below one folder."""
+"""Finds the file, or folder of numbered images, of a video id below one folder."""
 
 from __future__ import annotations
 
@@ -19,33 +19,32 @@ _NUMBERED = re.compile("([^0-9]*)([0-9]+)")
 class Library:
     """The videos below a folder, by name without suffix.
 
-    Of several by one name, the first is that which lies least deep, a file before a folder, then
-    by the alphabet.
+    Videos with the same name are ordered by depth, then files before folders, then alphabetically.
     """
 
     files: dict[str, list[str]]
     """Paths relative to the folder, with "/"."""
     folders: frozenset[str]
-    """Those of them that are folders of images."""
+    """The paths that are folders of images."""
 
     def find(self, name: str) -> str | None:
-        """The first of `paths`; None if there is none."""
+        """Return the first of `paths`, or None."""
         return next(iter(self.paths(name)), None)
 
     def paths(self, name: str) -> list[str]:
-        """Where a video is, by its name or, with "/", by its path, either without suffix."""
+        """Return a video's paths by name or, with "/", by path, both without suffix."""
         return (self._by_path if "/" in name else self.files).get(name, [])
 
     def numbered(self, number: int) -> list[str]:
-        """Names of the videos that have this number: "video12" for 12.
+        """Return the names of the videos with this number: "video12" for 12.
 
-        These are none unless all names whose only digits are at the end begin alike.
+        Returns none unless all names with digits only at the end share one prefix.
         """
         return self._numbers.get(number, []) if len(self.beginnings) == 1 else []
 
     @cached_property
     def beginnings(self) -> list[str]:
-        """What stands before the number in names whose only digits are at the end."""
+        """The prefixes of names with digits only at the end."""
         return sorted({parts[1] for name in self.files if (parts := _NUMBERED.fullmatch(name))})
 
     @cached_property
@@ -66,14 +65,13 @@ class Library:
 
 
 def scan(folder: Path, progress: Callable[[int], object] | None = None) -> Library:
-    """Look through a folder and all below it; what is hidden is passed over.
+    """Scan a folder recursively, skipping hidden entries.
 
-    A folder that holds images, and neither videos nor folders, is a video, unless it is ``folder``
-    itself. ``progress`` is called with the number of videos found so far. Raises OSError where a
-    folder cannot be read.
+    A subfolder with images and neither videos nor folders is a video. Calls ``progress`` with the
+    number of videos found so far. Raises OSError if a folder cannot be read.
     """
     if not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is not a folder; it should be that of the videos")
+        raise NotADirectoryError(f"{folder} is not a folder: pass the folder of videos")
     found: list[tuple[int, bool, str]] = []
     for depth, of_images, path in _videos(folder):
         found.append((depth, of_images, path))
@@ -87,8 +85,8 @@ def scan(folder: Path, progress: Callable[[int], object] | None = None) -> Libra
 
 
 def _videos(root: Path) -> Iterator[tuple[int, bool, str]]:
-    """(depth, whether it is a folder, path) of each video."""
-    # Links may lead in circles, and to one place twice.
+    """Yield (depth, whether it is a folder, path) for each video."""
+    # Links may form cycles, or lead to one folder twice.
     seen: set[tuple[int, int]] = set()
     stack: list[tuple[int, str]] = [(0, "")]
     while stack:
@@ -112,7 +110,7 @@ def _videos(root: Path) -> Iterator[tuple[int, bool, str]]:
                     yield depth, False, path
         if has_images and below and not (has_videos or folders):
             yield depth - 1, True, below
-        # Backwards, so that what is linked twice is found by the first name.
+        # Push in reverse, so that a folder linked twice is found under its first name.
         stack.extend(sorted(folders, reverse=True))
 
 

@@ -1,9 +1,9 @@
-"""LSMDC: clips of films with one sentence each, in tab-separated files without a header.
+"""LSMDC: film clips with one sentence each, in tab-separated files without a header.
 
-The columns are the clip's id, start and end aligned, start and end extracted, and the sentence, in
-which quotes stand for themselves. Clips are cut already, so no time goes into the manifest; each
-lies in a folder named by its film. An id that comes again with another sentence is the same clip
-with a further caption; with the same sentence it is a duplicate.
+The columns are the clip's id, aligned start and end, extracted start and end, and the sentence, in
+which quotes are literal. Clips are already cut, so the manifest has no times; each clip lies in a
+folder named after its film. A repeated id with another sentence adds a caption to the clip; with
+the same sentence it is a duplicate.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _TIMES = re.compile(r"_[0-9][0-9.]*-[0-9][0-9.]*$")
 
 
 def official(request: Request) -> Mapping[str, int]:
-    """How many clips the official splits hold; the test is that of the challenge."""
+    """Return the sizes of the official splits; the test split is the challenge's."""
     return {"train": 101079, "val": 7408, "test": 1000}
 
 
 def read(request: Request, listing: Listing) -> None:
-    """The splits whose files are there; of two for the test the challenge's."""
+    """Read the available splits; the challenge's test file takes precedence."""
     for name, split in SPLITS.items():
         if name not in request.found:
             continue
@@ -45,11 +45,11 @@ def read(request: Request, listing: Listing) -> None:
             columns = line.split("\t", 5)
             if len(columns) < 6 and not fits:
                 raise ValueError(
-                    f"{where}: must have 6 columns parted by tabs, the last a sentence, "
+                    f"{where}: expected 6 tab-separated columns, the last a sentence, "
                     f"got {len(columns)}: {line!r:.80}"
                 )
             if len(columns) < 6:
-                what = f"has {len(columns)} columns, not 6: {line!r:.80}"
+                what = f"expected 6 columns, got {len(columns)}: {line!r:.80}"
                 listing.problem("short line", where, what)
                 continue
             fits = True
@@ -64,7 +64,7 @@ def _add(listing: Listing, split: str, where: str, clip_id: str, sentence: str) 
         if not listing.add(Listed(clip_id, split, where, folder=folder, suffix=".avi")):
             return
     elif sentence in listed.captions:
-        what = f"clip {clip_id!r} is listed already, for {listed.split}, in {listed.where}"
+        what = f"clip {clip_id!r} is already listed for {listed.split} in {listed.where}"
         listing.problem("duplicate", where, what)
         return
     listing.caption(clip_id, sentence, where)

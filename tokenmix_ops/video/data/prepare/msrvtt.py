@@ -1,8 +1,8 @@
 """MSR-VTT: 10,000 clips with 20 sentences each, in the organisers' JSON.
 
-The clips that go round, ``video0.mp4`` and on, are cut already: "start time" and "end time" are
-those of the video on YouTube that ``url`` names. So a file named by the clip's id gets no times.
-Only where there is none, but one named by YouTube's id, is that the whole video and needs them.
+The commonly distributed clips, ``video0.mp4`` and so on, are already cut: "start time" and "end
+time" refer to the YouTube video at ``url``. A file named by the clip's id therefore gets no times.
+If there is only a file named by the YouTube id, it is the full video, and the times apply.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ _YOUTUBE = re.compile(r"(?:[?&]v=|youtu\.be/)([\w-]+)", re.ASCII)
 
 
 def official(request: Request) -> Mapping[str, int]:
-    """How many videos the official splits hold."""
+    """Return the sizes of the official splits."""
     if request.task == "captioning":
         return {"train": 6513, "val": 497, "test": 2990}
     return {"train": {"9k": 9000, "7k": 7010}[request.training_list], "val": 0, "test": 1000}
 
 
 def read(request: Request, listing: Listing) -> None:
-    """For captioning by the splits in the JSON; for retrieval by the lists, tested on 1k-A.
+    """Read the JSON's splits for captioning, or the lists for retrieval, with 1k-A as test.
 
-    The test list brings its own sentence for each video. Alone it will do for a test.
+    The test list has its own sentence for each video, and suffices alone for testing.
     """
     if request.task == "captioning":
         data = _annotations(request)
@@ -66,7 +66,7 @@ def read(request: Request, listing: Listing) -> None:
 
 
 def _annotations(request: Request) -> list[Record]:
-    # The whole holds what the parts do, and a file named as the small world's may be anybody's.
+    # WHOLE contains PARTS, and WORLD's name is generic, so other files take precedence over it.
     for names in ((WHOLE,), PARTS, () if request.others else (WORLD,)):
         paths = [request.found[name] for name in names if name in request.found]
         if paths:
@@ -93,7 +93,7 @@ def _videos(data: Record, listing: Listing) -> None:
         if split in SPLITS:
             listing.add(Listed(video_id, SPLITS[split], video.where, uncut=_uncut(video)))
         else:
-            what = f"video {video_id!r} is of the split {split!r:.80}, not {', '.join(SPLITS)}"
+            what = f"video {video_id!r}: expected a split of {', '.join(SPLITS)}, got {split!r:.80}"
             listing.problem("unknown split", video.where, what)
             listing.pass_over(video_id)
 
@@ -101,7 +101,7 @@ def _videos(data: Record, listing: Listing) -> None:
 def _sentences(
     data: list[Record], listing: Listing, complete: frozenset[str] = frozenset()
 ) -> None:
-    """Gives the videos their captions, but for those that are complete."""
+    """Add captions to the videos, except those in ``complete``."""
     for one in data:
         for sentence in one.records("sentences"):
             video_id, text = _video_id(sentence), sentence.text("caption")

@@ -1,4 +1,4 @@
-"""MSVD: 1,970 clips with some 40 sentences each, as text or pickled, and three lists of ids."""
+"""MSVD: 1,970 clips with about 40 sentences each, as text or pickle, and three lists of ids."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ LISTS = {"train": "train_list.txt", "val": "val_list.txt", "test": "test_list.tx
 FILES = (TEXT, PICKLE, *LISTS.values())
 OTHERS = ""
 
-# Many times what words that are used often take, each a reference of two bytes.
+# A generous bound: in a pickle, a frequent word costs a reference of only two bytes.
 _GROWTH = 50
 
 
 def official(request: Request) -> Mapping[str, int]:
-    """How many videos the official splits hold."""
+    """Return the sizes of the official splits."""
     return {"train": 1200, "val": 100, "test": 670}
 
 
 def read(request: Request, listing: Listing) -> None:
-    """The videos of the lists that are there; the text is taken where there is the pickle too."""
+    """Read the videos of the available lists; the text file takes precedence over the pickle."""
     path = request.need(TEXT, PICKLE)
     if not any(name in request.found for name in LISTS.values()):
         request.need(*LISTS.values())
@@ -39,16 +39,16 @@ def read(request: Request, listing: Listing) -> None:
     complete = all(name in request.found for name in LISTS.values())
     for where, video_id, caption in _text(path) if path.name == TEXT else _pickled(path):
         if video_id not in listing.videos:
-            # Once for all its captions, and only where no list is missing that it could be in.
+            # Report once per video, and only if no list is missing that could contain it.
             if complete and not listing.is_passed_over(video_id):
-                what = f"video {video_id!r} is in none of {', '.join(LISTS.values())}"
+                what = f"expected video {video_id!r} in {', '.join(LISTS.values())}, found in none"
                 listing.problem("unknown split", where, what)
             listing.pass_over(video_id)
         listing.caption(video_id, caption, where)
 
 
 def _text(path: Path) -> Iterator[tuple[str, str, str]]:
-    """(place, id, caption) of each line that is no comment."""
+    """Yield (place, id, caption) for each line that is not a comment."""
     for where, line in read_lines(path):
         if not line.startswith("#"):
             video_id, *caption = line.split(maxsplit=1)
@@ -58,8 +58,8 @@ def _text(path: Path) -> Iterator[tuple[str, str, str]]:
 def _pickled(path: Path) -> Iterator[tuple[str, str, str]]:
     data = load_plain(path)
     if not isinstance(data, dict):
-        raise ValueError(f"{path}: must hold a dict of id to captions, got {shown(data)}")
-    # One list may stand in many places of a small file.
+        raise ValueError(f"{path}: must hold a dict from id to captions, got {shown(data)}")
+    # Limit the total text: a small pickle can refer to one list many times.
     room = _GROWTH * path.stat().st_size
     for key, captions in data.items():
         if not is_text(key):
@@ -74,7 +74,7 @@ def _pickled(path: Path) -> Iterator[tuple[str, str, str]]:
             room -= 1 + len(tokens) + sum(map(len, tokens))
             if room < 0:
                 raise ValueError(
-                    f"{where}: by here its text is {_GROWTH} times as long as the file, which "
-                    "repeats what it refers to; captions that are written out are not"
+                    f"{where}: expected at most {_GROWTH} times the file's size in text, got more: "
+                    "the pickle repeats references; write its captions out in full"
                 )
             yield where, video_id, " ".join(tokens)

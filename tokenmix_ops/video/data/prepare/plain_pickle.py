@@ -1,4 +1,4 @@
-"""Unpickles containers, strings and numbers, and nothing that could run code."""
+"""Unpickles only containers, strings and numbers, so that a file cannot run code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-# What builds dicts, lists, tuples, sets, strings and numbers, in any protocol, and no more.
+# The opcodes that build dicts, lists, tuples, sets, strings and numbers, in any protocol.
 _PLAIN = {
     *("PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "DUP"),
     *("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "GET", "BINGET", "LONG_BINGET"),
@@ -26,14 +26,14 @@ _OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
 
 class _Plain(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> NoReturn:
-        raise pickle.UnpicklingError(f"asks for {module}.{name}")
+        raise pickle.UnpicklingError(f"requests {module}.{name}")
 
 
 def load_plain(path: Path) -> Any:
-    """What a pickle of plain containers, strings and numbers holds, Python 2's too.
+    """Load a pickle of plain containers, strings and numbers, also from Python 2.
 
-    Nothing in the file is run. Raises ValueError for a file that is damaged or asks for any class,
-    function or outer object.
+    Never runs code from the file. Raises ValueError if it is damaged or refers to any class,
+    function or persistent object.
     """
     content = path.read_bytes()
     keys = _Keys()
@@ -42,26 +42,26 @@ def load_plain(path: Path) -> Any:
             if opcode.name not in _PLAIN:
                 asked = f", {argument}" if isinstance(argument, str) else ""
                 raise ValueError(
-                    f"byte {place} asks to run code or load a class ({opcode.name}{asked}), where "
-                    "plain lists and strings alone are safe"
+                    f"byte {place} would run code or load a class ({opcode.name}{asked}); expected "
+                    "only plain containers, strings and numbers"
                 )
-            # An array of this size would be laid out.
+            # The unpickler would allocate an array of this size.
             if "PUT" in opcode.name and not 0 <= int(argument or 0) <= len(content):
-                raise ValueError(f"byte {place} numbers an object {argument}")
+                raise ValueError(f"byte {place} has the memo index {argument}, beyond the file")
             keys.follow(opcode.name, argument)
         return _Plain(io.BytesIO(content), encoding="utf-8").load()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} holds text that is not in UTF-8; convert it") from error
-    # A damaged pickle may fail in any way whatever.
+        raise ValueError(f"{path} holds text that is not UTF-8; convert it") from error
+    # A damaged pickle can raise anything.
     except Exception as error:
-        raise ValueError(f"{path} is damaged, or no plain pickle: {error}") from error
+        raise ValueError(f"{path} is damaged or not a plain pickle: {error}") from error
 
 
 class _Keys:
-    """Follows what a pickle builds, to refuse tuples and sets as keys and as items of sets.
+    """Simulates a pickle's stack, to refuse tuples and sets as keys and as items of sets.
 
-    To hash those takes as many steps, and as deep a recursion, as they are large and nested, each
-    part as often as it occurs; a small file could end the process so.
+    Hashing them takes time and recursion in proportion to their expanded size and nesting, so a
+    small file could crash the process.
     """
 
     def __init__(self) -> None:
@@ -70,8 +70,8 @@ class _Keys:
         self.memo: dict[int, bool | None] = {}
 
     def follow(self, name: str, argument: Any) -> None:
-        """Takes one step; raises ValueError for a key that is nested, and IndexError or KeyError
-        for steps that cannot be."""
+        """Simulate one opcode; raise ValueError for a nested key, and IndexError or KeyError for an
+        impossible step."""
         if name in ("PROTO", "FRAME", "STOP"):
             return
         if name == "MARK":
@@ -113,13 +113,13 @@ class _Keys:
 
     def _refuse(self, keys: Iterable[bool | None]) -> None:
         if any(keys):
-            raise ValueError("it has keys that are no plain strings or numbers")
+            raise ValueError("its keys must be plain strings or numbers, got tuples or sets")
 
 
 def _opcodes(content: bytes) -> Iterator[tuple[pickletools.OpcodeInfo, Any, int]]:
-    """(opcode, argument, place) up to the end of the pickle; raises ValueError if it is cut off.
+    """Yield (opcode, argument, place) to the end of the pickle; raise ValueError if it is cut off.
 
-    As `pickletools.genops`, which takes the strings of protocol 0 for ASCII, though.
+    Unlike `pickletools.genops`, it does not require ASCII strings in protocol 0.
     """
     stream = io.BytesIO(content)
     name = ""
@@ -127,10 +127,10 @@ def _opcodes(content: bytes) -> Iterator[tuple[pickletools.OpcodeInfo, Any, int]
         place = stream.tell()
         code = stream.read(1)
         if not code:
-            raise ValueError(f"byte {place} is its end, but not that of a pickle")
+            raise ValueError(f"it ends at byte {place}, before the end of the pickle")
         opcode = _OPCODES.get(code.decode("latin-1"))
         if opcode is None:
-            raise ValueError(f"byte {place} is no opcode")
+            raise ValueError(f"byte {place} is not an opcode")
         name = opcode.name
         argument = None
         if name == "STRING":

@@ -1,4 +1,4 @@
-"""Reads text, JSON and CSV files of others; errors name the file and where in it."""
+"""Reads third-party text, JSON and CSV files; errors name the file and the place in it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 from tokenmix_ops.video.data.manifest import is_text, is_time
 from tokenmix_ops.video.data.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
-# In bytes, what common file systems hold less a suffix, and less the folders above.
+# In bytes: the limits of common file systems, less a suffix and the parent folders.
 _LONGEST = 250
 _LONGEST_PATH = 1000
 _CONTROL = re.compile("[\0-\x1f\x7f]")
@@ -24,7 +24,7 @@ _WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 class Record:
-    """An object in a JSON file; reading a field of another type raises ValueError that names it."""
+    """An object in a JSON file; reading a field of the wrong type raises ValueError."""
 
     def __init__(self, value: object, where: str) -> None:
         if not isinstance(value, dict):
@@ -36,34 +36,34 @@ class Record:
         return name in self.fields
 
     def get(self, name: str) -> Any:
-        """A field of any type."""
+        """Return a field of any type."""
         if name not in self.fields:
-            raise ValueError(f"{self.where}: lacks {name!r}, it has {_names(self.fields)}")
+            raise ValueError(f"{self.where}: lacks {name!r} (fields: {_names(self.fields)})")
         return self.fields[name]
 
     def text(self, name: str) -> str:
-        """A string."""
+        """Return a string."""
         value = self.get(name)
         if not is_text(value):
             raise self._wrong(name, "a string", value)
         return value
 
     def texts(self, name: str) -> list[str]:
-        """A list of strings."""
+        """Return a list of strings."""
         values = self.get(name)
         if not (isinstance(values, list) and all(map(is_text, values))):
             raise self._wrong(name, "a list of strings", values)
         return values
 
     def seconds(self, name: str) -> float:
-        """A time, 0 or more."""
+        """Return a time of at least 0."""
         value = self.get(name)
         if not is_time(value):
-            raise self._wrong(name, "in seconds, 0 or more", value)
+            raise self._wrong(name, "at least 0 seconds", value)
         return float(value)
 
     def records(self, name: str) -> Iterator[Record]:
-        """A list of objects."""
+        """Return the objects of a list."""
         values = self.get(name)
         if not isinstance(values, list):
             raise self._wrong(name, "a list", values)
@@ -74,10 +74,10 @@ class Record:
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, with or without a byte-order mark; ValueError if it is empty."""
+    """Read a UTF-8 file, with or without a byte-order mark; raise ValueError if it is empty."""
     content = path.read_bytes()
     if content.startswith(_WIDE):
-        raise ValueError(f"{path} is in UTF-16; convert it to UTF-8")
+        raise ValueError(f"{path} is UTF-16; convert it to UTF-8")
     content = content.removeprefix(codecs.BOM_UTF8)
     if not content.strip():
         raise ValueError(f"{path} is empty")
@@ -86,22 +86,22 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ValueError(
-            f"{path}, line {line}: is not in UTF-8, for it has the byte "
-            f"0x{content[error.start]:02x}; convert the file"
+            f"{path}, line {line}: is not UTF-8 (byte 0x{content[error.start]:02x}); "
+            "convert the file"
         ) from error
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Each line that is not blank, after its place: "FILE, line 3"."""
+    """Yield each non-blank line with its place: ("FILE, line 3", line)."""
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if "\0" in line:
-            raise ValueError(f"{path}, line {number}: holds a NUL, which no text does")
+            raise ValueError(f"{path}, line {number}: expected text, got a NUL character")
         if line.strip():
             yield f"{path}, line {number}", line.removesuffix("\r")
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds."""
+    """Parse a JSON file."""
     text = read_text(path)
     try:
         return json.loads(text)
@@ -114,7 +114,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_records(path: Path) -> Iterator[Record]:
-    """The objects of a JSON file that holds a list of them."""
+    """Read the objects of a JSON file that holds a list of them."""
     values = read_json(path)
     if not isinstance(values, list):
         raise ValueError(f"{path}: must hold a list, got {shown(values)}")
@@ -122,55 +122,56 @@ def read_records(path: Path) -> Iterator[Record]:
 
 
 def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """The named columns of each row of a comma-separated file with a header, after its place."""
+    """Yield the place and the named columns of each row of a CSV file with a header."""
     rows = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
     try:
         absent = [name for name in columns if name not in (rows.fieldnames or ())]
         if absent:
             raise ValueError(
-                f"{path}, line 1: lacks the column {', '.join(absent)}; "
-                f"it has {_names(rows.fieldnames or ())}"
+                f"{path}, line 1: lacks the column {', '.join(absent)} "
+                f"(columns: {_names(rows.fieldnames or ())})"
             )
         for row in rows:
             where = f"{path}, line {rows.line_num}"
-            # DictReader keeps what no column is left for under None.
+            # DictReader stores surplus columns under None.
             if None in row:
                 wide, header = len(row) - 1 + len(row[None]), len(rows.fieldnames or ())
                 raise ValueError(
-                    f"{where}: has {wide} columns, the header {header}: "
-                    "quote text that holds a comma"
+                    f"{where}: expected {header} columns as in the header, got {wide}: "
+                    "quote text that contains a comma"
                 )
             short = [name for name in columns if row[name] is None]
             if short:
                 raise ValueError(f"{where}: lacks {', '.join(short)}")
             if any("\0" in row[name] for name in columns):
-                raise ValueError(f"{where}: holds a NUL, which no text does")
+                raise ValueError(f"{where}: expected text, got a NUL character")
             yield where, {name: row[name] for name in columns}
     except csv.Error as error:
         raise ValueError(f"{path}, line {rows.reader.line_num}: is not CSV: {error}") from error
 
 
 def video_name(text: str, where: str) -> str:
-    """A video id as it stands in a file, checked; a video's suffix is taken off.
+    """Validate a video id from a file, and strip a video suffix.
 
-    Raises ValueError for one that no file could have, or that could lead out of the videos' folder.
+    Raises ValueError if no file could have that name, or if it could leave the videos' folder.
     """
     name = _stem(text.strip(), VIDEO_SUFFIXES)
     _check_name(name, text, where)
     if "/" in name or "\\" in name:
-        raise ValueError(f"{where}: {text!r:.80} must be a video's name, without folders")
+        raise ValueError(f"{where}: expected a video name without folders, got {text!r:.80}")
     return name
 
 
 def video_path(text: str, where: str) -> str:
-    """As `video_name`, but the video may lie in folders, parted by "/".
+    """Like `video_name`, but allows folders, separated by "/".
 
-    A picture's suffix is taken off too, for lists of pictures name what may be a video here.
+    Also strips an image suffix, because an image list may name what is a video here.
     """
     *folders, name = text.strip().split("/")
     if "\\" in text or ".." in folders or folders[:1] == [""]:
         raise ValueError(
-            f"{where}: {text!r:.80} must be a path below the videos' folder, with '/', without '..'"
+            f"{where}: expected a path in the videos' folder, with '/' and without '..', got "
+            f"{text!r:.80}"
         )
     parts = [folder for folder in folders if folder not in ("", ".")]
     parts.append(_stem(name, (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES)))
@@ -189,9 +190,9 @@ def _stem(name: str, suffixes: Sequence[str]) -> str:
 
 def _check_name(name: str, text: str, where: str) -> None:
     if not is_text(name) or name in ("", ".", "..") or _CONTROL.search(name):
-        raise ValueError(f"{where}: {text!r:.80} cannot be a video's name")
+        raise ValueError(f"{where}: {text!r:.80} is not a valid video name")
     if len(name.encode()) > _LONGEST:
-        raise ValueError(f"{where}: {text!r:.80} is too long for a file's name")
+        raise ValueError(f"{where}: {text!r:.80} is too long for a file name")
 
 
 def _names(names: Sequence[str] | dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Finds a data set's annotation files among the files and folders that a user names."""
+"""Finds a data set's annotation files among the files and folders given by the user."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be read, and for what."""
+    """The files to read, and the task."""
 
     task: str
     training_list: str
     found: Mapping[str, Path]
-    """Files by the names that the data set's files are known by."""
+    """Files by their official names."""
     others: Sequence[Path] = ()
-    """Files of other names that the data set takes as well."""
+    """Accepted files with other names."""
     splits: Mapping[str, Path] = field(default_factory=dict)
-    """Files that the user named for a split."""
+    """Files that the user gave for each split."""
 
     def need(self, *names: str) -> Path:
-        """The first of these files that is there; raises ValueError if none is."""
+        """Return the first of these files that was found; raise ValueError if none was."""
         for name in names:
             if name in self.found:
                 return self.found[name]
         had = ", ".join([*self.found, *map(str, self.others)])
         raise ValueError(
             f"annotations lack {' or '.join(names)}"
-            f"{f', there is {had}' if had else ''}: name the file, or its folder"
+            f"{f', got only {had}' if had else ''}: pass the file or its folder"
         )
 
 
 def find_files(
     annotations: Sequence[Path], known: Sequence[str], others: str
 ) -> tuple[dict[str, Path], list[Path]]:
-    """Known files by name, and files that end in ``others``, "" for none.
+    """Return known files by name, and files that end in ``others``, "" for none.
 
-    A folder is searched for the known names, two levels deep; a file named outright comes before
-    one that is found so. Raises ValueError if one is there twice, none is there at all, or a file
-    is not known; OSError for a path that is not there.
+    Searches folders for known names, two levels deep; explicit files take precedence. Raises
+    ValueError if a name occurs twice, none is found, or a file is unknown; OSError for a missing
+    path.
     """
     named: dict[str, list[Path]] = {}
     met: dict[str, list[Path]] = {}
@@ -51,22 +51,22 @@ def find_files(
                 if hit.name in known:
                     met.setdefault(hit.name, []).append(hit)
         elif not path.exists():
-            raise FileNotFoundError(f"{path} is not there")
+            raise FileNotFoundError(f"{path} does not exist")
         elif path.name in known:
             named.setdefault(path.name, []).append(path)
         elif others and path.name.endswith(others):
             rest.append(path)
         else:
-            raise ValueError(f"{path} is not known by its name, one of {', '.join(known)}")
+            raise ValueError(f"expected a file named {', '.join(known)}, got {path}")
     found: dict[str, Path] = {}
     for name, (first, *more) in (met | named).items():
         for other in more:
             if not first.samefile(other):
-                raise ValueError(f"{name} is there twice, {first} and {other}: name one of them")
+                raise ValueError(f"{name} exists twice, as {first} and {other}: pass one of them")
         found[name] = first
     if not (found or rest):
         given = ", ".join(map(str, annotations)) or "no file or folder"
-        raise ValueError(f"none of {', '.join(known)} is in {given}")
+        raise ValueError(f"expected one of {', '.join(known)}, got {given}")
     return found, rest
 
 

@@ -1,7 +1,7 @@
 """VATEX: ten-second spans of YouTube videos with ten English sentences each, in JSON.
 
-An id as ``G9zN5TTuGO4_000179_000189`` is YouTube's own, then start and end in seconds. A file that
-is named by the whole id holds the span alone; one that is named by YouTube's id is the whole video.
+An id such as ``G9zN5TTuGO4_000179_000189`` is the YouTube id, then start and end in seconds. A file
+named by the full id holds only the span; one named by the YouTube id is the full video.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ SPLITS = {
 FILES = tuple(SPLITS)
 OTHERS = ""
 
-# YouTube's ids may hold dashes and underscores themselves.
+# YouTube ids may themselves contain dashes and underscores.
 _SPAN = re.compile(r"(.+)_([0-9]+)_([0-9]+)", re.ASCII)
 
 
 def official(request: Request) -> Mapping[str, int]:
-    """How many videos the official splits hold."""
+    """Return the sizes of the official splits."""
     return {"train": 25991, "val": 3000, "test": 6000}
 
 
 def read(request: Request, listing: Listing) -> None:
-    """The splits whose files are there."""
+    """Read the available splits."""
     for name, split in SPLITS.items():
         if name not in request.found:
             continue
@@ -39,8 +39,8 @@ def read(request: Request, listing: Listing) -> None:
             video_id = video_name(entry.text("videoID"), entry.where)
             if "enCap" not in entry:
                 raise ValueError(
-                    f"{entry.where}: {video_id!r:.80} lacks 'enCap', as in the private test, which "
-                    "has no captions; the public one is vatex_public_test_english_v1.1.json"
+                    f"{entry.where}: {video_id!r:.80} lacks 'enCap'; the private test has no "
+                    "captions, use the public one, vatex_public_test_english_v1.1.json"
                 )
             captions = entry.texts("enCap")
             if listing.add(Listed(video_id, split, entry.where, uncut=_span(video_id))):
