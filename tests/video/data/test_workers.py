@@ -8,6 +8,7 @@ from multiprocessing import active_children
 
 import pytest
 import torch
+import waiting
 from torch.utils.data import DataLoader, Dataset
 from waiting import FOR_EVER
 
@@ -81,7 +82,7 @@ def test_whoever_reads_to_the_end_has_nothing_to_end():
 def test_a_process_that_fails_while_it_reads_exits(tmp_path, context, count):
     script = tmp_path / "reads.py"
     script.write_text(
-        f"import sys\nsys.path.insert(0, {os.path.dirname(__file__)!r})\n"
+        f"import sys\nsys.path[:0] = {[os.path.dirname(f) for f in (__file__, waiting.__file__)]}\n"
         "from test_workers import OutliveSignals, loader\n"
         "if __name__ == '__main__':\n"
         f"    for number in loader(OutliveSignals({count}), {context!r}, {count}):\n"

@@ -21,7 +21,7 @@ from tokenmix_ops.video.experiments.settings import (
 )
 from tokenmix_ops.video.tuning.spec import MethodName, Tuning
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[3] / "configs"
 FILES = sorted(path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yaml"))
 
 # The authors' recipe, typed here again: epochs and beams of each data set, what differs per task

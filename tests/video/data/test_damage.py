@@ -102,7 +102,9 @@ def test_avi_that_lost_frames_in_the_middle_raises(tmp_path):
     assert data[at : at + 4] == b"00dc"
     data[at : at + 4] = b"\1\2\3\4"
     path.write_bytes(data)
-    with pytest.raises(ClipError, match=rf"^{path}: is truncated: it has only [0-9]+ of {LENGTH} frames"):
+    with pytest.raises(
+        ClipError, match=rf"^{path}: is truncated: it has only [0-9]+ of {LENGTH} frames"
+    ):
         read_clip(path, 8, SIZE)
 
 
