@@ -90,7 +90,7 @@ def _dropout(
 class MemoryMeter(TorchDispatchMode):
     """Adds up the bytes of all storages that live, by kind, and keeps the peak.
 
-    A storage that an operator makes is of the kind ``making``; `mark` changes it.
+    A storage that an operator makes has the kind ``making``; `mark` changes it.
     """
 
     def __init__(self) -> None:

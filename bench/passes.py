@@ -139,8 +139,8 @@ class Race:
 
 
 def turn(contender: Contender, of_pass: str) -> Turn:
-    """One pass as something to be timed. The graph of a backward pass is made beforehand, anew for
-    each, because compiled code gives up its buffers in the first backward."""
+    """One pass, ready to be timed. Each backward pass gets a new graph beforehand, because compiled
+    code frees its buffers in the first backward."""
 
     def inputs(number: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor]:
         place = number % len(contender.sets)
@@ -233,7 +233,7 @@ def failure(run: Callable[[], object]) -> str | None:
         try:
             run()
             return None
-        # Whatever a peer raises: the others are to be measured all the same.
+        # A peer may raise anything; the others are still measured.
         except Exception as error:
             why = _sentence(error, [str(note.message) for note in noted])
     if torch.cuda.is_available():

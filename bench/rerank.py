@@ -34,7 +34,7 @@ def rerank_rows(
 ) -> list[Row]:
     """Milliseconds in which ``texts`` texts of ``length`` tokens are matched with each video.
 
-    "for_every_text" is transformers' own text encoder, which takes a video's tokens anew for each
+    "for_every_text" is transformers' own text encoder, which projects a video's tokens for each
     text; "for_every_text_fused" the same with this package's cross-attention, so that what is left
     to "once_a_video" is the keys and values alone. All take ``texts_at_once``, which bounds the
     memory of the first; weights are random. Rows carry how many times faster "once_a_video" is,

@@ -26,8 +26,8 @@ WORLD_COLUMNS = {
 }
 RERANK_TITLES = {
     "once_a_video": "once a video",
-    "for_every_text_fused": "anew for every text, otherwise alike",
-    "for_every_text": "anew for every text, transformers",
+    "for_every_text_fused": "again for every text, fused",
+    "for_every_text": "again for every text, transformers",
 }
 
 KINDS = ("parameters", "gradients", "optimiser states", "activations", "temporary")
@@ -262,7 +262,7 @@ def _where(results: Results) -> str:
     measured = f"copy {copied:.2f} TB/s, matrix product {', '.join(rates)}; " if rates else ""
     return (
         "B = 64 videos of T = 8 frames of S = 197 tokens, H = 12 heads of 64, bfloat16, gain 0.8, "
-        "but for what the shape says; × is how many times faster the Triton backend is, median of "
+        "unless the shape says otherwise; × is the Triton backend's speed-up, median of "
         "the pairs in each round, contenders in turn on rotating inputs. Ceilings of the same run: "
         f"{measured}{row['hardware']}, driver {row['driver']}, CUDA {row['cuda']}, cuDNN "
         f"{row['cudnn']}, PyTorch {row['torch']}, Triton {row['triton']}, tokenmix_ops "

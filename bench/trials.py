@@ -93,7 +93,7 @@ def trial(goal: Goal, config: Config, device: torch.device) -> str | None:
     from tokenmix_ops.backends.triton import launch
 
     kernel: Any = launch.KERNELS[config.kernel]
-    # Compiled anew, from Triton's cache of files if it was before, so that what is kept is of this
+    # Compile again, from Triton's file cache if possible, so that what is kept belongs to this
     # trial. The interpreter keeps nothing.
     kept: dict[Any, Any] = getattr(kernel, "device_caches", {})
     kept.clear()

@@ -207,7 +207,7 @@ class Tuner:
     def fastest(self, goals: Iterable[Goal]) -> None:
         """Notes for the dtypes and head_dims of the goals whether the Triton backend, forward and
         backward, with and without gain, beats the eager one."""
-        # The first of each kind, which is of the main shape.
+        # The first goal of each kind has the main shape.
         of_goals = {(g.dtype_bits, g.head_dim): g for g in reversed(list(goals))}
         fastest = [
             entry

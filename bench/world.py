@@ -233,6 +233,6 @@ def order_accuracy(checkpoint: str, manifest: Manifest, opening: Opening) -> flo
         similarity = retriever.embed_texts(ids, mask) @ encoded.embedding[0]
         memory = retriever.remember(encoded.tokens)
         scores = similarity + retriever.match(ids, mask, memory)[:, 1]
-        # Whoever cannot tell the two apart guesses.
+        # A tie counts as a guess.
         hits += 0.5 if abs(float(scores[0] - scores[1])) < 1e-4 else float(scores[0] > scores[1])
     return hits / len(clips)

@@ -505,7 +505,7 @@ def test_the_number_of_frames_can_change_after_the_method_was_applied(method, nu
 def test_temporal_positions_are_of_as_many_frames(method, num_frames):
     captioner = tuned(method, temporal_position=True)
     captioner.encoder.set_num_frames(num_frames)
-    with pytest.raises(ValueError, match=f"is of 4 frames, the encoder is set to {num_frames};"):
+    with pytest.raises(ValueError, match=f"has 4 frames, but the encoder is set to {num_frames}:"):
         captioner.encoder(clip(4, num_frames))
     captioner.encoder.set_num_frames(FRAMES)
     assert captioner.encoder(clip()).tokens.isfinite().all()

@@ -1,10 +1,10 @@
-"""The space that files of a folder may take together, whoever writes them and whoever is killed.
+"""A limit on the total size of a folder's files, held across processes that may be killed.
 
-Files lie in subfolders of two hexadecimal digits. While one is written its name ends in ".part",
-and its writer holds a lock on it, which the system takes from the dead. The file "taken" has the
-sum of all sizes; whoever changes it, or makes, renames or removes a file, holds a lock on that. The
-sum goes up before a file is made and down after it is removed: a kill in between leaves it too
-high, never too low, until it is counted anew.
+Files are in subfolders named by two hexadecimal digits. An unfinished file's name ends in ".part",
+and its writer holds a lock on it, which the system releases when the process dies. The file "taken"
+holds the sum of all sizes. A process locks it to change it, and to make, rename or remove a file.
+The sum goes up before a file is made and down after one is removed: a kill in between leaves it too
+high, never too low, until the next recount.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Quota:
             opened = part.open("x+b")
             try:
                 _try_lock(opened.fileno())
-                # Seen from now on by whoever counts.
+                # From here on, recounts see the file.
                 opened.truncate(size)
             except BaseException:
                 opened.close()

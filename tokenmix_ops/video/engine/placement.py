@@ -78,8 +78,8 @@ def place(model: nn.Module, accelerator: Accelerator, fsdp: bool) -> nn.Module:
 def shard(model: nn.Module) -> nn.Module:
     """Divides parameters in place: those of each layer together, and the rest together.
 
-    A layer is an entry of an outermost ``ModuleList``, but for those of children that a module
-    names in ``called_in_parts``: they use parameters outside their layer's call. Weights stay in
+    A layer is an entry of an outermost ``ModuleList``, except in children that a module names in
+    ``called_in_parts``: those use parameters outside their layer's call. Weights stay in
     float32, as with copies on every process: autocast does the mixed precision. Frozen parameters
     that two modules share stay whole, because a parameter can belong to one layer only. In an
     update, all processes must use the same parameters. Raises ValueError for a parameter without a

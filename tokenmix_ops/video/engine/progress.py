@@ -24,7 +24,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def say(console: Console, text: str) -> None:
-    """Prints a line as it is, whatever brackets a path has and however long it is."""
+    """Prints a line unchanged: no markup in brackets, no wrapping."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -45,7 +45,7 @@ class CaptioningTraining(nn.Module):
         self.captioner = captioner
 
     def forward(self, batch: Mapping[str, Tensor], epoch: float) -> dict[str, Tensor]:
-        """The mean loss over the captions' tokens, whatever the ``epoch``."""
+        """The mean loss over the captions' tokens; ``epoch`` does not matter."""
         loss = self.captioner(batch["pixels"], batch["input_ids"], batch["attention_mask"])
         return {"loss": loss}
 

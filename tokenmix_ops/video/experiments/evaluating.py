@@ -159,9 +159,9 @@ def export_checkpoint(
 def open_model(checkpoint: str, default: E, opening: Opening = _AS_IT_IS) -> tuple[Loaded, E]:
     """A checkpoint with its experiment, or a whole model with the default one.
 
-    ``checkpoint`` may be a training's folder, for the best one in it, or the last, if it chose
-    none. Raises ValueError if it is of
-    another task, not to be found, or not to be opened like that.
+    ``checkpoint`` may be a training's folder: its best checkpoint is opened, or its last if it
+    selected none. Raises ValueError if the checkpoint is missing, belongs to another task, or does
+    not fit ``opening``.
     """
     task = default.task
     written = (Path(checkpoint) / f"{name}.safetensors" for name in ("best", "last"))

@@ -23,7 +23,7 @@ from tokenmix_ops.video.tuning.spec import Tuning
 from tokenmix_ops.video.tuning.temporal import FramePosition
 
 _WHOLE_LAYERS = (
-    "the text says that only the temporal attention is updated, the figure is of whole layers"
+    "the text says that only the temporal attention is updated; the figure counts whole layers"
 )
 
 

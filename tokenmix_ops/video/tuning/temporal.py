@@ -32,12 +32,12 @@ class FramePosition(nn.Module):
     def forward(self, hidden_states: Tensor) -> Tensor:
         """[batch * num_frames, num_tokens, dim] in and out.
 
-        Raises ValueError after `VideoEncoder.set_num_frames`: positions are of so many frames.
+        Raises ValueError after `VideoEncoder.set_num_frames`: there is one position per frame.
         """
         if self.num_frames != self.position.shape[0]:
             raise ValueError(
-                f"temporal_position is of {self.position.shape[0]} frames, the encoder is set to "
-                f"{self.num_frames}; build it with as many frames as it is used with"
+                f"temporal_position has {self.position.shape[0]} frames, but the encoder is set to "
+                f"{self.num_frames}: build it with the number of frames that it is used with"
             )
         video = hidden_states.unflatten(0, (-1, self.num_frames))
         return (video + self.position).flatten(0, 1)
