@@ -51,7 +51,7 @@ def products():
                 yield pytest.param(case, dtype, backend, marks=marks, id=name)
 
 
-@pytest.mark.parametrize(("case", "dtype", "backend"), products())
+@pytest.mark.parametrize(("case", "dtype", "backend"), list(products()))
 def test_output_and_gradients_agree_with_float64(case, dtype, backend, device):
     skip_unless_computed(backend, case, case.inputs(dtype, device))
     assert_case_agrees(compute(case, backend), case, dtype, device, arithmetic_of(backend))

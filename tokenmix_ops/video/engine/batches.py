@@ -25,8 +25,8 @@ class TrainingBatches:
         if length < of_update * world:
             raise ValueError(
                 f"the training set has {length} captions, fewer than one update's "
-                f"{of_update * world} ({world} processes x batch_size {settings.batch_size} x "
-                f"accumulation {settings.accumulation}): lower batch_size or accumulation"
+                f"{of_update * world} (processes {world} x --batch-size {settings.batch_size} x "
+                f"--accumulation {settings.accumulation}): lower --batch-size or --accumulation"
             )
         self.epochs = EpochBatches(length, of_update, seed=settings.seed, rank=rank, world=world)
         self.batch_size = settings.batch_size

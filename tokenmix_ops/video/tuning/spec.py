@@ -24,7 +24,7 @@ class Tuning:
     """How to tune a pre-trained model. None leaves a setting to the method."""
 
     method: MethodName = "token_mixing"
-    """Tuning method; all but "lora" and "frozen" are compared in the paper."""
+    """Tuning method."""
     everything: bool | None = None
     """Update the whole model, text side included: the paper's (F), and the default of "full"."""
     layers: tuple[int, ...] | None = None
