@@ -4,12 +4,15 @@ VENV ?= .venv
 TORCH ?= $(LOCKED_TORCH)
 LOCKED_TORCH := torch==2.13.0
 BIN := $(VENV)/bin
+# What the GPU machine runs.
+PYTHON312 ?= python3.12
+GPU_TESTS := tests/backends tests/bench $(patsubst %,tests/test_%.py,functional imports ops torch_internals)
 # What resolves versions, apart: it must run where the lock itself cannot be installed.
 TOOLS := .venv-tools
 
 # Environments share the source tree, where an editable installation writes.
 .NOTPARALLEL:
-.PHONY: help demo test test-all test-versions test-floor test-newest lock check format bench clean FORCE
+.PHONY: help demo test test-all test-versions test-floor test-newest test-gpu-versions gpu-cache lock check format bench clean FORCE
 
 help: ## Shows this list
 	@grep -hE '^[a-z -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 26
@@ -27,6 +30,12 @@ test-versions: test-floor test-newest ## Tests third-party interfaces at the low
 
 test-floor test-newest: test-%: .venv-%/ready ## The same at one end
 	.venv-$*/bin/python -m pytest -n auto -m interfaces
+
+test-gpu-versions: .venv-gpu/ready ## Tests the kernels without a GPU, at the GPU machine's versions
+	.venv-gpu/bin/python -m pytest -n auto -m "not slow" $(GPU_TESTS)
+
+gpu-cache: .venv-gpu/ready ## Compiles the kernels that a lease calls, without a GPU, into gpu-cache.tar.xz
+	.venv-gpu/bin/python -m bench cache
 
 lock: $(TOOLS)/ready ## Writes requirements.lock with the newest versions that pyproject.toml allows
 	$(TOOLS)/bin/python tools/lock.py lock "$(LOCKED_TORCH)" requirements.lock
@@ -46,7 +55,7 @@ bench: $(VENV)/ready ## Times operator and layer against their peers, with pytes
 	$(BIN)/python -m pytest bench --benchmark-only
 
 clean: ## Removes the environments and what the demo wrote
-	rm -rf $(VENV) $(TOOLS) .venv-floor .venv-newest demo_out
+	rm -rf $(VENV) $(TOOLS) .venv-floor .venv-newest .venv-gpu .gpu-cache gpu-cache.tar.xz demo_out
 
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
@@ -86,6 +95,18 @@ $(VENV)/ready: $(VENV)/packages pyproject.toml setup.py
 
 .venv-floor/ready .venv-newest/ready: .venv-%/ready: .venv-%/packages pyproject.toml setup.py
 	.venv-$*/bin/python $(project)
+	touch $@
+
+# CUDA's libraries make it gigabytes large, so only the two targets that say so build it.
+.venv-gpu/packages: tools/gpu.txt
+	@$(PYTHON312) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null || { echo \
+	'expected Python 3.12, as on the GPU machine, at $(PYTHON312): name one with PYTHON312='; exit 1; }
+	$(PYTHON312) -m venv --clear .venv-gpu
+	.venv-gpu/bin/python $(PIP_INSTALL) --requirement $<
+	touch $@
+
+.venv-gpu/ready: .venv-gpu/packages pyproject.toml setup.py
+	.venv-gpu/bin/python $(project)
 	touch $@
 
 $(TOOLS)/ready:

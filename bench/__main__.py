@@ -6,23 +6,32 @@ What a benchmark needs is imported when it runs, so that the others work where t
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import NoReturn
 
+from bench.arguments import (
+    ARCHITECTURES,
+    KERNELS,
+    KEYS,
+    METHODS,
+    commit,
+    device,
+    head_dim,
+    number,
+    positive,
+    positive_int,
+    setting,
+)
 from bench.rows import Keeper, Row, compare, read_rows, update_rows
 
-PAGES = (Path("README.md"), Path("results/README.md"))
-METHODS = (
-    *("token_mixing (P)", "spatial (P)", "st_adapter", "temporal"),
-    *("token_mixing (F)", "spatial (F)"),
-)
-ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
-KERNELS = ("fwd_streamed", "fwd_resident", "bwd_query", "bwd_key", "bwd_resident")
-"""Known here too, because --help must not import what they are from."""
+ARCHIVE = Path("gpu-cache.tar.xz")
+RESULTS, PAGES = Path("results"), (Path("README.md"), Path("results/README.md"))
 
 
 def _operator(given: Namespace) -> None:
@@ -39,8 +48,11 @@ def _operator(given: Namespace) -> None:
         _stop(given, f"expected shapes among {', '.join(s.name for s in shapes)}")
     dtypes = tuple(dict.fromkeys(shape.dtype for shape in chosen))
     size = 1024 if given.device == "cpu" else 8192
-    ceilings = measured_ceilings(dtypes, clock, given.device, size)
     keep = _keeper(given, "operator")
+    before = read_rows(keep.path) if keep.path.exists() else []
+    if dropped := {row["shape"] for row in before} - {shape.name for shape in chosen}:
+        _spare(given, keep.path, f"shapes: {len(dropped)}")
+    ceilings = measured_ceilings(dtypes, clock, given.device, size)
 
     def part(shape: Shape) -> list[Row]:
         rates = ceilings[shape.dtype]
@@ -85,28 +97,29 @@ def _host(given: Namespace) -> None:
     _finish(given, keep, [])
 
 
-def _gpu(given: Namespace) -> None:
-    from importlib.util import find_spec
+def _lease(given: Namespace) -> None:
+    import signal
 
-    from bench.floor import measured_ceilings
-    from bench.gpu import DTYPES, ceiling_rows, draw, parts, run_tests
-    from bench.passes import run_parts
-    from tokenmix_ops.timing import clock_of
+    from bench.lease import PLAN, REHEARSAL, Lease
 
-    given.device = "cuda"
-    tests = "skipped" if given.skip_tests else "passed"
-    keep = _keeper(given, "gpu", tests=tests)
-    given.results.mkdir(parents=True, exist_ok=True)
-    log = given.results / "tests.log"
-    if not given.skip_tests and not run_tests(log):
-        _stop(given, f"the tests fail, so nothing is measured; see {log}")
-    clock = clock_of("cuda")
-    ceilings = measured_ceilings(DTYPES, clock)
-    keep(ceiling_rows(ceilings))
-    left_out = run_parts(parts(ceilings, clock, "cuda"), given.seconds, keep)
-    if find_spec("matplotlib"):
-        draw(keep.rows, keep.path.with_suffix(".png"))
-    _finish(given, keep, left_out)
+    # Stages are sessions of their own: they have to be killed whoever ends this process, unless it
+    # was told to outlive its terminal.
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+    before = {n: signal.signal(n, signal.default_int_handler) for n in numbers}
+    if given.dry_run:
+        # The kernels run under Triton's interpreter, which has to know before it is imported.
+        os.environ["TRITON_INTERPRET"] = "1"
+    plan = REHEARSAL if given.dry_run else PLAN
+    lease = Lease(given.results, given.seconds, given.commit, given.dry_run, plan)
+    try:
+        lease.run()
+    except RuntimeError as error:
+        _stop(given, str(error))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if lease.left_out:
+        _stop(given, f"not as planned: {'; '.join(lease.left_out)}")
 
 
 def _training(given: Namespace) -> None:
@@ -129,7 +142,7 @@ def _memory(given: Namespace) -> None:
 
     machine = {k: v for k, v in environment().items() if k not in ("hardware", "threads")}
     facts = {"hardware": "none: fake tensors", **machine}
-    keep = Keeper(given.results / "memory-fake.jsonl", facts)
+    keep = _keep_in(given, "memory-fake", facts)
     for run in all_runs():
         keep([memory_row(run, Size())])
         print(f"{run}: {keep.rows[-1]['peak_gib']} GiB", flush=True)
@@ -143,7 +156,7 @@ def _rerank(given: Namespace) -> None:
     from tokenmix_ops.timing import device_name
 
     _need_device(given)
-    keep = Keeper(given.results / f"rerank-{device_name(given.device)}.jsonl", {})
+    keep = _keep_in(given, f"rerank-{device_name(given.device)}", {})
     rows = rerank_rows(
         videos=given.videos,
         texts=given.texts,
@@ -151,6 +164,7 @@ def _rerank(given: Namespace) -> None:
         rounds=given.rounds,
         device=given.device,
         dtype=getattr(torch, given.dtype),
+        commit=given.commit,
         progress=lambda done: print(f"round {done}", flush=True),
     )
     keep(rows)
@@ -162,7 +176,7 @@ def _loading(given: Namespace) -> None:
 
     from bench.loading import loading_rows
 
-    keep = Keeper(given.results / "loading-cpu.jsonl", {})
+    keep = _keep_in(given, "loading-cpu", {})
     if given.names < 12:
         _stop(given, f"expected at least 12 for --names, got {given.names}")
     with TemporaryDirectory() as folder:
@@ -208,22 +222,70 @@ def _search(given: Namespace) -> None:
 
 
 def _aot(given: Namespace) -> None:
-    from bench.aot import SHIPPED, all_cases, compile_all, problems
+    from bench.aot import SHIPPED, all_cases, compile_all, fastest_first, left_out, problems
+    from bench.side_by_side import counter
+    from bench.tables import loops_table
 
-    def progress(done: int, total: int) -> None:
-        end = "\n" if done == total else ""
-        print(f"\rcompiled {done} of {total} kernels", end=end, file=sys.stderr, flush=True)
-
-    keep = Keeper(given.results / "aot.jsonl", {})
-    cases = all_cases(given.architectures or SHIPPED, given.head_dims, given.dtypes)
+    progress = counter("compiled {} kernels")
+    targets = given.architectures or SHIPPED
+    cases = all_cases(targets, given.head_dims, given.dtypes, given.kernels, given.keys)
+    if not cases:
+        which = (
+            f"{', '.join(given.kernels)} on {', '.join(targets)} with {', '.join(given.keys)} keys"
+        )
+        _stop(given, f"no kernel to compile: {which} is never launched")
+    if given.set:
+        values = dict(given.set)
+        changes = [dict(zip(values, chosen, strict=True)) for chosen in product(*values.values())]
+        rows = compile_all(cases, progress, changes)
+        print(loops_table(sorted(rows, key=fastest_first)))
+        if failed := sum("error" in row for row in rows):
+            _stop(given, f"{failed} of {len(rows)} variants do not compile")
+        return
+    keep = _keep_in(given, "aot", {})
+    if lost := left_out(keep.path, cases):
+        _spare(given, keep.path, f"kernels: {lost}")
     keep(compile_all(cases, progress))
     _finish(given, keep, [])
     if found := problems(keep.rows):
         _stop(given, "\n".join(["problems:", *found]))
 
 
+def _cache(given: Namespace) -> None:
+    from importlib.util import find_spec
+
+    if find_spec("triton") is None:
+        _stop(given, "needs Triton: pip install 'tokenmix_ops[triton]'")
+    from bench.kernel_archive import pack
+    from bench.kernel_calls import ARCHITECTURE, all_calls, compile_all, refusal
+    from bench.side_by_side import counter
+    from tokenmix_ops.timing import environment
+
+    if why := refusal():
+        _stop(given, why)
+    if given.calls and given.archive is None:
+        _stop(given, f"expected --archive with --calls, or {ARCHIVE} would lose all other kernels")
+    archive = given.archive or ARCHIVE
+    calls = {n: c for n, c in all_calls().items() if n.startswith(tuple(given.calls or ("",)))}
+    if not calls:
+        given_names = " or ".join(given.calls)
+        _stop(given, f"no call begins with {given_names}; main, layer, host and smoke are some")
+    for folder in (given.folder, archive.parent):
+        if not _can_write(folder):
+            _stop(given, f"cannot write to the folder {folder}")
+    progress = counter("compiled the kernels of {} calls")
+    kernels, failed = compile_all(calls, given.folder, progress)
+    known = environment()
+    facts = {name: known[name] for name in ("torch", "tokenmix_ops", "commit", "date")}
+    if kernels:
+        pack(given.folder, kernels, archive, {"architecture": ARCHITECTURE, **facts})
+        megabytes = archive.stat().st_size / 1e6
+        print(f"{len(kernels)} kernels, {megabytes:.1f} MB: {archive}")
+    if failed:
+        _stop(given, "\n".join(["not compiled:", *(f"{n}: {why}" for n, why in failed.items())]))
+
+
 def _tune(given: Namespace) -> None:
-    import shutil
     from importlib.util import find_spec
 
     given.device = "cuda"
@@ -233,13 +295,10 @@ def _tune(given: Namespace) -> None:
     from bench.tune import tune_this_gpu
 
     try:
-        path = tune_this_gpu(given.kernels, given.minutes)
-    except RuntimeError as error:
+        path = tune_this_gpu(given.kernels, given.minutes, given.results, given.commit)
+    except (OSError, RuntimeError) as error:
         _stop(given, str(error))
     print(f"written: {path}")
-    if given.results is not None:
-        given.results.mkdir(parents=True, exist_ok=True)
-        print(f"copied: {shutil.copy(path, given.results)}")
 
 
 def _render(given: Namespace) -> None:
@@ -251,22 +310,46 @@ def _render(given: Namespace) -> None:
         _stop(given, str(error))
 
 
-def _compare(given: Namespace) -> None:
+def _report(given: Namespace) -> None:
+    from bench.report import reports
+
     try:
-        print(compare(read_rows(given.old), read_rows(given.new)))
+        texts = [*reports(given.results)]
     except (ValueError, OSError) as error:
         _stop(given, str(error))
+    print("\n".join(texts))
+
+
+def _compare(given: Namespace) -> None:
+    try:
+        table = compare(read_rows(given.old), read_rows(given.new))
+    except (ValueError, OSError) as error:
+        _stop(given, str(error))
+    print(table)
 
 
 def _stop(given: Namespace, sentence: str) -> NoReturn:
     sys.exit(f"bench {given.name}: {sentence}")
 
 
-def _need_device(given: Namespace) -> None:
-    import torch
+def _can_write(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
 
-    if given.device == "cuda" and not torch.cuda.is_available():
-        _stop(given, "needs a CUDA GPU, and this machine has none")
+
+def _spare(given: Namespace, file: Path, others: str) -> NoReturn:
+    """Refuses to replace a file of more than what is measured."""
+    _stop(given, f"{file} would lose what this run leaves out ({others}); give another --results")
+
+
+def _need_device(given: Namespace) -> None:
+    from bench.no_gpu import why_no_gpu
+
+    if given.device == "cuda" and (why := why_no_gpu()):
+        _stop(given, why)
 
 
 def _keeper(given: Namespace, suite: str, **facts: object) -> Keeper:
@@ -276,16 +359,25 @@ def _keeper(given: Namespace, suite: str, **facts: object) -> Keeper:
     _need_device(given)
     device = device_name(given.device)
     about = {"device": device, **environment(given.device, given.commit), **facts}
-    return Keeper(given.results / f"{suite}-{device}.jsonl", {"suite": suite, **about})
+    return _keep_in(given, f"{suite}-{device}", {"suite": suite, **about})
+
+
+def _keep_in(given: Namespace, name: str, facts: Row) -> Keeper:
+    if not _can_write(given.results):
+        _stop(given, f"cannot write to the folder {given.results}")
+    return Keeper(given.results / f"{name}.jsonl", facts)
 
 
 def _finish(given: Namespace, keep: Keeper, left_out: Sequence[str]) -> None:
     """Prints the table of what was kept; exit status 1 if something could not be measured."""
+    from bench.render import is_shown
     from bench.tables import TABLES
 
     if keep.rows:
         print(TABLES[given.name](keep.rows))
-        print(f"\nrows: {keep.path}; python -m bench render puts them into the pages")
+        into = is_shown(keep.path, PAGES, RESULTS)
+        hint = "; python -m bench render puts them into the pages" if into else ""
+        print(f"\nrows: {keep.path}{hint}")
     if left_out:
         _stop(given, f"not measured: {'; '.join(left_out)}")
 
@@ -300,7 +392,11 @@ def parser() -> ArgumentParser:
     subcommands = whole.add_subparsers(dest="name", required=True, metavar="NAME")
 
     def add(
-        name: str, run: Callable[[Namespace], None], text: str, example: str, results: bool = True
+        name: str,
+        run: Callable[[Namespace], None],
+        text: str,
+        example: str,
+        results: str = "results",
     ) -> ArgumentParser:
         found = subcommands.add_parser(
             name,
@@ -308,30 +404,21 @@ def parser() -> ArgumentParser:
             description=text,
             epilog=f"Example: python -m bench {name} {example}".strip(),
         )
-        found.set_defaults(run=run)
+        found.set_defaults(run=run, parser=found)
         if results:
             found.add_argument(
-                "--results", type=Path, default=Path("results"), help="folder of rows (%(default)s)"
+                "--results",
+                type=Path,
+                default=Path(results),
+                metavar="DIR",
+                help="where result files are (%(default)s)",
             )
         return found
 
-    def device(found: ArgumentParser, default: str) -> None:
-        found.add_argument(
-            "--device", choices=("cuda", "cpu"), default=default, help="(%(default)s)"
-        )
-
-    def commit(found: ArgumentParser) -> None:
-        found.add_argument("--commit", help="what is measured, where the checkout does not say it")
-
-    def number(found: ArgumentParser, flag: str, default: float | None, text: str) -> None:
-        kind = type(default) if default is not None else int
-        text += "" if default is None else " (%(default)s)"
-        found.add_argument(flag, type=kind, default=default, metavar="N", help=text)
-
     found = add("operator", _operator, "Times the operator against its peers.", "--shapes main")
     device(found, "cuda")
-    found.add_argument("--shapes", nargs="+", metavar="NAME", help="only these")
-    number(found, "--seconds", 1.2, "how long each pass is timed, about")
+    found.add_argument("--shapes", nargs="+", metavar="NAME", help="only these (all)")
+    number(found, "--seconds", 1.2, "seconds for which each pass is timed, about")
     commit(found)
     found = add(
         "layer",
@@ -340,20 +427,28 @@ def parser() -> ArgumentParser:
         "--device cpu --rounds 61",
     )
     device(found, "cuda")
-    number(found, "--batch", None, "videos; 64 on a GPU, 2 on a CPU")
-    number(found, "--rounds", None, "how often each layer runs; otherwise for about 1.2 s")
+    number(found, "--batch", None, "videos (64 on a GPU, 2 on a CPU)")
+    number(found, "--rounds", None, "how often each layer runs (for about 1.2 s)")
     commit(found)
     found = add("host", _host, "Times what the host spends on one call.", "--device cpu")
     device(found, "cuda")
     commit(found)
     found = add(
-        "gpu",
-        _gpu,
-        "Runs the tests on this GPU, then operator, layer and host within a time budget.",
-        "--results out --skip-tests --seconds 300",
+        "lease",
+        _lease,
+        "Measures as much as it can on a GPU that you have for a few minutes. It checks the "
+        "kernels, times the main shape, runs the tests, tunes launch configurations, then times "
+        "everything with them. A stage that breaks or hangs is killed, and the rest goes on. "
+        "Exit status 1 if a stage did not end as planned.",
+        "--results out --seconds 585",
+        results="out",
     )
-    found.add_argument("--skip-tests", action="store_true", help="for reruns; the rows say so")
-    number(found, "--seconds", 330.0, "for measuring, the tests not counted")
+    number(found, "--seconds", 585.0, "time limit of the whole run, at least 60")
+    found.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="rehearse the whole plan on a CPU, at tiny sizes, with planted faults",
+    )
     commit(found)
     found = add(
         "training",
@@ -362,7 +457,7 @@ def parser() -> ArgumentParser:
         "--device cpu",
     )
     device(found, "cuda")
-    number(found, "--seconds", 480.0, "for all of it")
+    number(found, "--seconds", 480.0, "time limit")
     commit(found)
     add(
         "memory",
@@ -382,8 +477,9 @@ def parser() -> ArgumentParser:
     )
     number(found, "--videos", 1, "videos that texts are matched with")
     number(found, "--texts", 128, "texts for each video")
-    number(found, "--texts-at-once", 16, "bounds the memory")
+    number(found, "--texts-at-once", 16, "texts in a batch, which bounds the memory")
     number(found, "--rounds", 3, "how often each way runs")
+    commit(found)
     found = add(
         "loading",
         _loading,
@@ -413,13 +509,13 @@ def parser() -> ArgumentParser:
     tasks = ("captioning", "retrieval")
     found.add_argument("--tasks", nargs="+", choices=tasks, default=tasks, help="(both)")
     for flag, kind, text in (
-        ("--clips", int, "clips that move"),
-        ("--stills", int, "clips whose single frames are learnt first"),
-        ("--still-epochs", int, "epochs on still frames"),
-        ("--still-learning-rate", float, "highest learning rate on them"),
-        ("--epochs", int, "epochs of each method"),
-        ("--learning-rate", float, "highest learning rate of each method"),
-        ("--seed", int, "of the world and of the training"),
+        ("--clips", positive_int, "clips that move"),
+        ("--stills", positive_int, "clips whose single frames are learnt first"),
+        ("--still-epochs", positive_int, "epochs on still frames"),
+        ("--still-learning-rate", positive, "highest learning rate on them"),
+        ("--epochs", positive_int, "epochs of each method"),
+        ("--learning-rate", positive, "highest learning rate of each method"),
+        ("--seed", int, "the seed of the world and of the training"),
     ):
         found.add_argument(flag, type=kind, default=argparse.SUPPRESS, metavar="N", help=text)
     found = add(
@@ -439,13 +535,19 @@ def parser() -> ArgumentParser:
     )
     number(found, "--clips", 200, "clips to search; more than two parts of an index, 64")
     number(found, "--rerank", 20, "candidates that the matching head ranks, in the second row")
-    number(found, "--seed", 5000, "of the clips; training used another one")
+    found.add_argument(
+        "--seed",
+        type=int,
+        default=5000,
+        metavar="N",
+        help="the seed of the clips; training used another one (%(default)s)",
+    )
     found = add(
         "aot",
         _aot,
         "Compiles every Triton kernel with no GPU and reports what came out. Exit status 1 if a "
-        "kernel does not compile, is empty, does not fit, spills at head_dim 64 or has no matrix "
-        "instructions.",
+        "kernel does not compile, is empty, does not fit, spills much at head_dim 64 or has no "
+        "matrix instructions.",
         "--architectures sm_86 sm_120 --results /tmp/results",
     )
     found.add_argument(
@@ -453,26 +555,68 @@ def parser() -> ArgumentParser:
         nargs="+",
         choices=ARCHITECTURES,
         metavar="NAME",
-        help=f"of {', '.join(ARCHITECTURES)}; all with a launch file of their own by default, "
-        "the others use the default one",
+        help=f"of {', '.join(ARCHITECTURES)} (those with a launch file; the others share one)",
     )
     found.add_argument(
         "--head-dims",
         nargs="+",
-        type=int,
-        choices=range(1, 257),
+        type=head_dim,
         default=(64, 128),
         metavar="N",
-        help="at most 256 (64 128)",
+        help="from 1 to 256 (64 128)",
     )
     all_dtypes = ("float16", "bfloat16", "float32")
     found.add_argument("--dtypes", nargs="+", choices=all_dtypes, default=all_dtypes, help="(all)")
+    found.add_argument(
+        "--kernels",
+        nargs="+",
+        choices=KERNELS,
+        default=KERNELS,
+        metavar="NAME",
+        help=f"of {', '.join(KERNELS)} (all)",
+    )
+    found.add_argument("--keys", nargs="+", choices=KEYS, default=KEYS, help="(all)")
+    found.add_argument(
+        "--set",
+        nargs="+",
+        type=setting,
+        metavar="NAME=N",
+        help="compare launch configurations: compile the kernels with every combination of such "
+        "values as num_stages=1,2 maxnreg=168,none in place of those that are shipped, print a "
+        "table and write nothing",
+    )
+    found = add(
+        "cache",
+        _cache,
+        "Compiles the kernels that a lease calls, without a GPU, and packs them into an archive. "
+        "They are for sm_90 (H100, H200), and found there only by Python 3.12 with the Triton of "
+        "tools/gpu.txt, on the sources that they were compiled from. Run it in .venv-gpu; all "
+        "calls take some minutes of all cores.",
+        "--calls main host --archive /tmp/some.tar.xz",
+        results="",
+    )
+    found.add_argument(
+        "--calls", nargs="+", metavar="NAME", help="only calls whose names begin with one of these"
+    )
+    found.add_argument(
+        "--folder",
+        type=Path,
+        default=Path(".gpu-cache"),
+        help="Triton's cache; what it has is not compiled again (%(default)s)",
+    )
+    found.add_argument("--archive", type=Path, help=f"({ARCHIVE}; needed with --calls)")
     found = add(
         "tune",
         _tune,
-        "Measures launch configurations on this GPU and writes them into the package.",
-        "--minutes 4 --kernels fwd_resident",
-        results=False,
+        "Measures launch configurations on this GPU and writes the best. With --results DIR, "
+        "DIR/sm_90.json (or what this GPU's file is called) is replaced as a whole after every "
+        "goal, the most valuable first, and DIR/tune-CARD.jsonl gets a row for each candidate and "
+        "case that is timed and for each candidate that is dropped, with the reason, as it comes: "
+        "the run may be killed at any moment. The package's own file is not touched; a launch file "
+        "that DIR has already is continued. Without --results the package's file is rewritten and "
+        "no rows are kept.",
+        "--results out --minutes 2.5",
+        results="",
     )
     found.add_argument(
         "--kernels",
@@ -483,7 +627,10 @@ def parser() -> ArgumentParser:
         help=f"of {', '.join(KERNELS)} (all)",
     )
     number(found, "--minutes", 8.0, "time limit")
-    found.add_argument("--results", type=Path, help="folder that gets a copy of the written file")
+    found.add_argument(
+        "--results", type=Path, metavar="DIR", help="write there (into the package, without rows)"
+    )
+    commit(found)
     found = add(
         "render", _render, "Fills the rendered blocks of pages without measuring.", "--check"
     )
@@ -495,12 +642,19 @@ def parser() -> ArgumentParser:
         help="(README.md results/README.md)",
     )
     found.add_argument("--check", action="store_true", help="change nothing; fail if one differs")
+    add(
+        "report",
+        _report,
+        "Prints the tables of a folder's result files, and draws what a lease measured. Writes no "
+        "page.",
+        "--results out",
+    )
     found = add(
         "compare",
         _compare,
         "Sets two result files side by side: the ratio of medians, old over new.",
         "old/gpu-h100.jsonl new/gpu-h100.jsonl",
-        results=False,
+        results="",
     )
     found.add_argument("old", type=Path, help="a result file")
     found.add_argument("new", type=Path, help="another one of the same kind")
@@ -508,11 +662,19 @@ def parser() -> ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    given = parser().parse_args(arguments)
+    # parse_args would show the usage of the whole command for what a subcommand does not know.
+    given, unknown = parser().parse_known_args(arguments)
+    if unknown:
+        given.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         given.run(given)
+        sys.stdout.flush()
     except ModuleNotFoundError as error:
         _stop(given, f"needs {error.name}: pip install 'tokenmix_ops[video,triton]'")
+    except BrokenPipeError:
+        # The reader has seen enough, as `head` has; what is left must go somewhere at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except KeyboardInterrupt:
         sys.exit(130)
 

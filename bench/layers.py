@@ -11,6 +11,7 @@ from torch import Tensor
 from bench.passes import (
     BACKENDS,
     PASSES,
+    Begin,
     Contender,
     checked,
     failure,
@@ -35,7 +36,8 @@ class CheckedLayers:
     """Layers on the same random weights; ``reasons`` names those that compute something else.
 
     ``backend`` is that of this project's layers. Each layer is compared with itself in float64 on
-    the eager backend, and the kernel of ours is held to the computed tolerance besides.
+    the eager backend, with the gradients of tokens and parameters, and the kernel of ours is held
+    to the computed tolerance besides.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class CheckedLayers:
         device: str,
         dtype: torch.dtype,
         backend: str,
+        begin: Begin = lambda contender, of_pass: None,
     ) -> None:
         self.sizes = (num_frames, num_tokens, dim)
         self.device, self.dtype = device, dtype
@@ -58,11 +61,14 @@ class CheckedLayers:
         )
         exact_weights.load_state_dict(weights.state_dict())
         self.parameters = tuple(weights.parameters())
+        self.names = tuple(name for name, _ in weights.named_parameters())
+        self.exact_parameters = tuple(exact_weights.parameters())
         self.layers, exact = layers_on(weights, backend), layers_on(exact_weights, "eager")
         self.errors: dict[str, dict[str, float]] = {}
         self.reasons: dict[str, str] = {}
         few = self._tokens(2)
         for name in self.layers:
+            begin(name, "forward")
             why = failure(partial(self._compare, name, few, exact[name]))
             why = why or fault(self.errors[name], dtype)
             if not why and name in GAINS:
@@ -90,9 +96,19 @@ class CheckedLayers:
         return torch.randn(shape, generator=self.generator, device=self.device, dtype=self.dtype)
 
     def _compare(self, name: str, tokens: Tensor, exact: Layer) -> None:
-        wanted = output_and_gradient(exact, tokens.double())
-        found = output_and_gradient(self.layers[name], tokens)
+        wanted = self._results(exact, tokens.double(), self.exact_parameters)
+        found = self._results(self.layers[name], tokens, self.parameters)
         self.errors[name] = relative_errors(found, wanted)
+
+    def _results(
+        self, layer: Layer, tokens: Tensor, parameters: tuple[Tensor, ...]
+    ) -> dict[str, Tensor]:
+        """The layer's output, and the gradients of half the sum of its squares."""
+        leaf = tokens.detach().requires_grad_()
+        output = layer(leaf)
+        grads = torch.autograd.grad(output, (leaf, *parameters), output.detach())
+        names = (f"{name} gradient" for name in ("tokens", *self.names))
+        return {"output": output.detach(), **dict(zip(names, grads, strict=True))}
 
 
 def layer_rows(
@@ -108,13 +124,14 @@ def layer_rows(
     dtype: torch.dtype = torch.bfloat16,
     backend: str = "triton",
     rounds: int | None = None,
+    begin: Begin = lambda contender, of_pass: None,
 ) -> list[Row]:
     """Rows of every layer, forward and forward + backward, parameters' gradients included.
 
     Each pass takes about so many ``seconds``, or ``rounds``. Layers that `CheckedLayers` finds
-    wrong are not timed.
+    wrong are not timed. ``begin`` is told who runs next.
     """
-    layers = CheckedLayers(num_frames, num_tokens, num_heads, dim, device, dtype, backend)
+    layers = CheckedLayers(num_frames, num_tokens, num_heads, dim, device, dtype, backend, begin)
     facts: dict[str, Any] = {
         "batch": batch,
         "num_frames": num_frames,
@@ -126,7 +143,7 @@ def layer_rows(
     able = layers.contenders(batch)
     rows = []
     for of_pass in PASSES[:2]:
-        result = race(able, of_pass, clock, seconds, rounds)
+        result = race(able, of_pass, clock, seconds, rounds, begin)
         rows += rows_of(
             result, {**facts, "pass": of_pass}, list(layers.layers), layers.reasons, layers.errors
         )
@@ -143,11 +160,3 @@ def kernel_fault(case: Case, dtype: torch.dtype, device: str, backend: str) -> s
     contender = Contender(call, [detached], [grad])
     _, forward, backward = checked(contender, plan, dtype, arithmetic=BACKENDS[backend])
     return forward or backward
-
-
-def output_and_gradient(layer: Layer, tokens: Tensor) -> dict[str, Tensor]:
-    """The layer's output, and the gradient of its squares' sum."""
-    leaf = tokens.detach().requires_grad_()
-    output = layer(leaf)
-    (gradient,) = torch.autograd.grad(output, leaf, output.detach())
-    return {"output": output.detach(), "gradient": gradient}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -14,7 +15,17 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import tokenmix_ops as tm
 from bench.floor import Ceilings, floor, works
-from bench.passes import BACKENDS, PASSES, Contender, checked, failure, race, rows_of
+from bench.graphs import REPLAY, replays
+from bench.passes import (
+    BACKENDS,
+    PASSES,
+    Begin,
+    Contender,
+    checked,
+    failure,
+    race,
+    rows_of,
+)
 from bench.rows import Row
 from tokenmix_ops.mixing import Mixing
 from tokenmix_ops.peers import SELECTED, operators
@@ -35,6 +46,7 @@ class Shape:
     case: Case
     dtype: torch.dtype = torch.bfloat16
     passes: tuple[str, ...] = PASSES
+    """Those of `PASSES`, and `REPLAY`."""
     selected: bool = False
     """Also with keys that come already selected, for which kernels are compiled once more."""
 
@@ -47,8 +59,8 @@ SHAPES = (
     Shape("S = 577, gain off", replace(MAIN, num_tokens=577, mixing=OFF)),
     Shape("S = 577", replace(MAIN, num_tokens=577)),
     Shape("B = 16", replace(MAIN, batch=16)),
-    Shape("B = 1", replace(MAIN, batch=1), passes=("forward",)),
-    Shape("B = 8", replace(MAIN, batch=8), passes=("forward",)),
+    Shape("B = 1", replace(MAIN, batch=1), passes=("forward", REPLAY)),
+    Shape("B = 8", replace(MAIN, batch=8), passes=("forward", REPLAY)),
     Shape("T = 16", replace(MAIN, num_frames=16)),
     Shape("H = 16", replace(MAIN, num_heads=16)),
     Shape("float16", MAIN, torch.float16),
@@ -70,8 +82,28 @@ def operator_rows(
 
     ``seconds`` is about how long each pass is timed; what compilers take comes on top.
     """
+    passes = timed_passes(shape, ceilings, clock, device, seconds)
+    return [row for rows in passes for row in rows]
+
+
+def timed_passes(
+    shape: Shape,
+    ceilings: Ceilings,
+    clock: Clock,
+    device: str,
+    seconds: float,
+    rounds: int | None = None,
+    refused: Mapping[str, tuple[str, str]] = MappingProxyType({}),
+    begin: Begin = lambda contender, of_pass: None,
+) -> Iterator[list[Row]]:
+    """`operator_rows`, one pass after the other, in ``rounds`` if given.
+
+    ``refused`` names contenders that must not run, with the pass and the reason: all of their
+    passes if it is the forward one, else all others. ``begin`` is told who runs next.
+    """
     # Compiled code is kept by the function that it came from, and only so many of each.
-    torch.compiler.reset()
+    if device != "cpu":
+        torch.compiler.reset()
     case, plan = shape.case, shape.case.plan_on(device)
     itemsize = shape.dtype.itemsize
     facts = {
@@ -82,6 +114,7 @@ def operator_rows(
         "batch": case.batch,
         "num_frames": case.num_frames,
         "num_tokens": case.num_tokens,
+        "num_prefix_tokens": case.num_prefix_tokens,
         "num_keys": plan.num_keys,
         "num_heads": case.num_heads,
         "head_dim": case.head_dim,
@@ -91,41 +124,57 @@ def operator_rows(
     if not shape.selected:
         calls["triton_selected"] = "measured at the main shape only"
     reasons = {name: why for name, why in calls.items() if isinstance(why, str)}
+    reasons |= {name: why for name, (of_pass, why) in refused.items() if of_pass == "forward"}
     sets = input_sets(case, shape.dtype, device)
     able: dict[str, Contender] = {}
     for name, call in calls.items():
-        if not isinstance(call, str):
+        if name not in reasons and not isinstance(call, str):
             of_name = [_selected(tensors, plan) for tensors in sets] if name in SELECTED else sets
             # The last tensor of a set is the gradient of the output.
             able[name] = Contender(call, [s[:3] for s in of_name], [s[3] for s in of_name])
     found: dict[str, dict[str, float]] = {}
-    backward_reasons: dict[str, str] = {}
-    differentiates = any(of_pass != "forward" for of_pass in shape.passes)
+    backward_reasons = {
+        name: why for name, (of_pass, why) in refused.items() if of_pass != "forward"
+    }
+    differentiates = any(of_pass in PASSES[1:] for of_pass in shape.passes)
     for name, contender in able.items():
         own_frame = replace(case, mixing=Mixing.spatial())
         found[name], forward_fault, backward_fault = checked(
             contender,
             own_frame.plan_on(device) if name == "spatial_sdpa" else plan,
             shape.dtype,
-            differentiates,
+            differentiates and name not in backward_reasons,
             BACKENDS.get(name.removesuffix("_selected")),
+            partial(begin, name),
         )
         if forward_fault:
             reasons[name] = forward_fault
         elif backward_fault:
             backward_reasons[name] = backward_fault
-    rows = []
     for of_pass in shape.passes:
-        refused = {**reasons, **(backward_reasons if of_pass != "forward" else {})}
-        result = race({n: c for n, c in able.items() if n not in refused}, of_pass, clock, seconds)
-        floor_s = sum(floor(work, ceilings) for work in works(case, plan, itemsize)[of_pass])
+        out = {**reasons, **(backward_reasons if of_pass != "forward" else {})}
+        racers = {name: contender for name, contender in able.items() if name not in out}
+        timed = of_pass
+        if of_pass == REPLAY:
+            racers, without_graph = replays(racers, begin=begin)
+            out |= without_graph
+            timed = "forward"
+        result = race(racers, timed, clock, seconds, rounds, _beginning(of_pass, begin))
+        if of_pass == REPLAY:
+            # A graph owns its memory from its capture on; replays show none of it.
+            result.extra_bytes.clear()
+        floor_s = sum(floor(work, ceilings) for work in works(case, plan, itemsize)[timed])
         about = {**facts, "pass": of_pass, "floor_ms": rounded(1e3 * floor_s)}
-        of_race = rows_of(result, about, list(calls), refused, found)
+        of_race = rows_of(result, about, list(calls), out, found)
         for row in of_race:
             if of_pass == "backward" and row["contender"] == "triton" and "median_ms" in row:
                 row["deterministic"] = _same_bits_again(able["triton"])
-        rows += of_race
-    return rows
+        yield of_race
+
+
+def _beginning(of_pass: str, begin: Begin) -> Begin:
+    """Tells ``begin`` this pass, whichever is timed."""
+    return lambda contender, _: begin(contender, of_pass)
 
 
 def input_sets(case: Case, dtype: torch.dtype, device: str) -> list[tuple[Tensor, ...]]:

@@ -39,6 +39,18 @@ BACKENDS = {"eager": Arithmetic(composed=True), "triton": FUSED}
 FEWEST_ROUNDS, MOST_ROUNDS = 7, 41
 
 
+Begin = Callable[[str, str], object]
+"""Is told which contender is about to run, and in which pass, in case the process does not survive
+it; "" is all of them in turn."""
+
+
+class BrokenDevice(BaseException):
+    """The GPU has failed in a way after which this process can use it no more.
+
+    No `Exception`, so that nobody goes on with the next contender, which would fail as well.
+    """
+
+
 @dataclass(frozen=True)
 class Contender:
     """A function of tensors, the sets of inputs that it is called with in turn, for each set the
@@ -81,12 +93,13 @@ def checked(
     dtype: torch.dtype,
     differentiates: bool = True,
     arithmetic: Arithmetic | None = None,
+    begin: Callable[[str], object] = lambda of_pass: None,
 ) -> tuple[dict[str, float], str | None, str | None]:
     """Relative errors of a contender's first and last video, and why it must not be timed: at all,
     or in backward passes.
 
     ``arithmetic`` is what one of our own kernels may round; None of a peer. Both are compared with
-    float64, of those two videos alone.
+    float64, of those two videos alone. ``begin`` is told each pass before it runs.
     """
     inputs, output_grad = contender.sets[0], contender.output_grads[0]
     ends = [0, inputs[0].shape[0] - 1]
@@ -102,6 +115,7 @@ def checked(
     found: dict[str, float] = {}
 
     def compare(run: Attention, grads: bool) -> str | None:
+        begin("backward" if grads else "forward")
         poison(*inputs, *inputs)
         if grads:
             actual = output_and_gradients(run, inputs, output_grad)
@@ -174,19 +188,23 @@ def race(
     clock: Clock,
     seconds: float,
     rounds: int | None = None,
+    begin: Begin = lambda contender, of_pass: None,
 ) -> Race:
     """Times one pass of all contenders in turn, for about so many seconds or for ``rounds``.
 
-    One that fails, for want of memory for example, is left out with its reason.
+    One that fails, for want of memory for example, is left out with its reason. ``begin`` is told
+    who warms up.
     """
     found = Race()
     turns: dict[str, Turn] = {}
     for name, contender in contenders.items():
+        begin(name, of_pass)
         turns[name] = turn(contender, of_pass)
         why = failure(partial(_warm_up, turns[name], clock, found.extra_bytes, name))
         if why:
             found.reasons[name] = why
             del turns[name]
+    begin("", of_pass)
     start = time.perf_counter()
     while turns and (why := failure(partial(time_in_turn, turns, 1, clock))):
         hungriest = max(turns, key=lambda name: found.extra_bytes.get(name, 0))
@@ -227,7 +245,10 @@ def rows_of(
 
 
 def failure(run: Callable[[], object]) -> str | None:
-    """Why a run fails, in one line with what it warned of; None if it does not."""
+    """Why a run fails, in one line with what it warned of; None if it does not.
+
+    Raises `BrokenDevice` if nothing else could run on the GPU after it.
+    """
     with warnings.catch_warnings(record=True) as noted:
         warnings.simplefilter("always")
         try:
@@ -236,8 +257,12 @@ def failure(run: Callable[[], object]) -> str | None:
         # A peer may raise anything; the others are still measured.
         except Exception as error:
             why = _sentence(error, [str(note.message) for note in noted])
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    if torch.cuda.is_initialized():
+        try:
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+        except RuntimeError as error:
+            raise BrokenDevice(why) from error
     return why
 
 

@@ -30,6 +30,7 @@ def rerank_rows(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     sizes: Mapping[str, int] = BASE,
+    commit: str | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> list[Row]:
     """Milliseconds in which ``texts`` texts of ``length`` tokens are matched with each video.
@@ -78,7 +79,7 @@ def rerank_rows(
                 "ratio": round(middle, 2),
                 "ratio_quartiles": [round(low, 2), round(high, 2)],
                 "difference": float((results[name] - results[ONCE]).abs().max()),
-                **environment(device),
+                **environment(device, commit),
             }
         )
     return rows

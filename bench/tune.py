@@ -1,6 +1,7 @@
-"""Finds the launch configurations of the GPU that it runs on, and writes them into the package.
+"""Finds the launch configurations of the GPU that it runs on: the best known file after every goal.
 
-Candidates are tried in processes beside each other, then timed one after the other in this one.
+Candidates are tried in processes beside each other (`bench.trials`), then timed one after the other
+in this one.
 """
 
 from __future__ import annotations
@@ -8,13 +9,11 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from functools import partial
 from importlib.metadata import version
-from itertools import product
 from math import log
 from pathlib import Path
 from statistics import fmean, median
@@ -22,66 +21,37 @@ from statistics import fmean, median
 import torch
 
 import tokenmix_ops as tm
-from bench.operators import ADJACENT, MAIN, OFF, input_sets
+from bench.candidates import (
+    GOALS,
+    KERNELS,
+    RIVALS,
+    Goal,
+    candidates,
+    chip_of,
+    compiled,
+    spread_all,
+)
+from bench.operators import MAIN, OFF, input_sets
 from bench.passes import Contender, failure, turn
-from bench.trials import Goal, forced, trial, try_all, using
+from bench.pool import Pool
+from bench.rows import Row, append_rows
+from bench.trials import Trials, forced, using
 from tokenmix_ops.backends.triton import configs
 from tokenmix_ops.backends.triton.configs import Architecture, Config
 from tokenmix_ops.testing import Case
-from tokenmix_ops.timing import Clock, EventClock, Timings, time_in_turn
-
-KERNELS = ("fwd_streamed", "fwd_resident", "bwd_query", "bwd_key", "bwd_resident")
-"""A resident kernel comes after those that it has to beat."""
-FRAMES = replace(MAIN, mixing=ADJACENT)
-LARGE = replace(MAIN, batch=16, num_tokens=577)
-WIDE = replace(MAIN, batch=32, num_heads=6, head_dim=128)
-HALF = (MAIN, replace(MAIN, batch=8), FRAMES)
-
-# In the order of what matters, in case the time is not enough for all.
-GOALS = (
-    Goal("fwd_streamed", 16, 64, 256, HALF),
-    Goal("fwd_resident", 16, 64, 256, HALF),
-    Goal("bwd_query", 16, 64, 256, (MAIN, FRAMES)),
-    Goal("bwd_key", 16, 64, 256, (MAIN, FRAMES)),
-    Goal("bwd_resident", 16, 64, 256, (MAIN,)),
-    Goal("fwd_streamed", 16, 64, None, (LARGE,)),
-    Goal("bwd_query", 16, 64, None, (LARGE,)),
-    Goal("bwd_key", 16, 64, None, (LARGE,)),
-    Goal("fwd_streamed", 32, 64, None, (replace(MAIN, batch=16),)),
-    Goal("bwd_query", 32, 64, None, (replace(MAIN, batch=16),)),
-    Goal("bwd_key", 32, 64, None, (replace(MAIN, batch=16),)),
-    Goal("fwd_streamed", 16, 128, None, (WIDE,)),
-    Goal("bwd_query", 16, 128, None, (WIDE,)),
-    Goal("bwd_key", 16, 128, None, (WIDE,)),
+from tokenmix_ops.timing import (
+    Clock,
+    EventClock,
+    Timings,
+    device_name,
+    environment,
+    figures,
+    time_in_turn,
 )
 
-# BLOCK_M, BLOCK_N, num_warps, num_stages.
-TILES = {
-    "fwd_streamed": ((64, 128), (32, 64, 128), (4, 8), (2, 3, 4)),
-    "fwd_resident": ((64, 128), (64, 128, 256), (4, 8), (1, 2, 3)),
-    "bwd_query": ((64, 128), (32, 64, 128), (4, 8), (1, 2, 3)),
-    "bwd_key": ((32, 64), (64, 128), (4, 8), (1, 2, 3)),
-    "bwd_resident": ((16, 32, 64), (128, 256), (8, 16), (1, 2)),
-}
-FLOAT32_TILES = ((32, 64), (32, 64), (4, 8), (1, 2))
-PROGRAMS_PER_SM = (2, 4, 8, 16)
 FINALISTS = 4
-TRIAL_SHARE = 0.55
-"""Of the time, for compiling; the rest is for timing."""
-
-
-def candidates(goal: Goal) -> list[Config]:
-    """What is tried for a goal."""
-    ranges = FLOAT32_TILES if goal.dtype_bits == 32 else TILES[goal.kernel]
-    key = (goal.kernel, goal.dtype_bits, goal.head_dim, goal.num_keys)
-    return [Config(*key, *tiles) for tiles in product(*ranges)]
-
-
-def spread(config: Config) -> list[Config]:
-    """The ways of dividing the work among programs, which compile to the same code."""
-    if config.kernel != "fwd_resident":
-        return [config]
-    return [replace(config, programs_per_sm=number) for number in PROGRAMS_PER_SM]
+TRIAL_SHARE = 0.5
+"""Of the time that is left, the most for the trials of the next goal, so that it is timed too."""
 
 
 def choice(seconds: Mapping[Config, Sequence[float]]) -> list[Config]:
@@ -140,6 +110,10 @@ def write(path: Path, architecture: Architecture) -> None:
         entry = asdict(config)
         if "resident" not in config.kernel:
             del entry["programs_per_sm"]
+        if config.maxnreg is None:
+            del entry["maxnreg"]
+        if not config.gain_by_frame:
+            del entry["gain_by_frame"]
         lines.append(f"    {json.dumps(entry)}")
     text = (
         f'{{\n  "source": {json.dumps(architecture.source)},\n'
@@ -152,40 +126,65 @@ def write(path: Path, architecture: Architecture) -> None:
 
 
 class Tuner:
-    """Tunes goal after goal on one device; ``architecture`` is the best known so far."""
+    """Tunes goal after goal on one device; ``architecture`` is the best known so far.
 
-    def __init__(self, architecture: Architecture, device: torch.device, clock: Clock) -> None:
+    ``log`` gets a row for each candidate and case that is timed, or that cannot be.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        device: torch.device,
+        clock: Clock,
+        log: Callable[[Row], object],
+    ) -> None:
         self.architecture = architecture
-        self.device, self.clock = device, clock
+        self.device, self.clock, self.log = device, clock, log
+        self.residents: dict[Goal, Config] = {}
+        """Entries of resident kernels that were found, by their goals."""
 
-    def tune(self, goal: Goal, able: Sequence[Config]) -> str:
-        """Takes the fastest of the ``able`` candidates into the architecture; says what came of it.
+    def tune(self, goal: Goal, able: Sequence[Config]) -> str | None:
+        """Takes the fastest of the ``able`` candidates into the architecture; says what came of it,
+        None if none could be timed.
 
-        A resident kernel gets no entry if it does not pay.
+        A resident kernel gets no entry if it does not pay, and loses it to a rival that is tuned
+        after it and beats it.
         """
-        spread_out = [config for tiles in able for config in spread(tiles)]
-        roughly = self.times(goal, spread_out, rounds=7)
-        finalists = choice(roughly)[:FINALISTS]
+        # A GPU that has waited for the trials takes a moment to raise its clock.
+        self.times(replace(goal, cases=goal.cases[:1]), able[:1], rounds=101)
+        roughly = choice(self.times(goal, spread_all(able), rounds=7))
+        kernels = list(dict.fromkeys(map(compiled, roughly)))[:FINALISTS]
+        finalists = [config for config in roughly if compiled(config) in kernels]
         times = self.times(goal, finalists, rounds=41)
         if not times:
-            return "no candidate could be timed; the entry stays as it was"
+            return None
         best = choice(times)[0]
-        chosen: Config | None = best
-        if goal.kernel == "fwd_resident":
-            streamed = self.times(goal, [self._rival("fwd_streamed", goal)], rounds=41)
-            chosen = choice({**times, **streamed})[0]
-            chosen = chosen if chosen.kernel == goal.kernel else None
-        elif goal.kernel == "bwd_resident":
-            programs = self._programs_of_backward(goal, best)
-            chosen = None if programs is None else replace(best, programs_per_sm=programs)
-        self.architecture = merged(self.architecture, goal, chosen)
+        entry: Config | None = best
+        if goal.kernel in RIVALS.values():
+            entry = self._take_resident(goal, best)
+        else:
+            self.architecture = merged(self.architecture, goal, best)
+            for resident, found in list(self.residents.items()):
+                replaces = RIVALS[goal.kernel] == resident.kernel
+                if replaces and self._rival(goal.kernel, resident) == best:
+                    self._take_resident(resident, found)
         shown = ", ".join(f"{1e3 * s:.4f}" for s in times[best])
-        verdict = "" if chosen else "; does not pay: no entry"
-        launched = f"{best.BLOCK_M} × {best.BLOCK_N}, {best.num_warps} warps"
-        launched += f", {best.num_stages} stages"
-        if "resident" in goal.kernel:
-            launched += f", programs_per_sm {(chosen or best).programs_per_sm}"
-        return f"{launched}: {shown} ms{verdict}"
+        verdict = "" if entry else "; does not pay: no entry"
+        return f"{launched(entry or best)}: {shown} ms{verdict}"
+
+    def _take_resident(self, goal: Goal, best: Config) -> Config | None:
+        """Enters the best configuration of a resident kernel if and where it beats its rivals."""
+        entry: Config | None = best
+        if goal.kernel == "fwd_resident":
+            entry = best if self._beats(goal, best, "fwd_streamed") else None
+        else:
+            programs = self._programs_of_backward(goal, best)
+            entry = None if programs is None else replace(best, programs_per_sm=programs)
+        self.architecture = merged(self.architecture, goal, entry)
+        self.residents.pop(goal, None)
+        if entry is not None:
+            self.residents[goal] = entry
+        return entry
 
     def times(
         self, goal: Goal, candidates: Sequence[Config], rounds: int
@@ -198,27 +197,27 @@ class Tuner:
                 seconds: list[float] = []
                 with using(forced(self.architecture, config)):
                     why = failure(partial(self._time, contender, goal.of_pass, rounds, seconds))
+                self._log(goal, config, case, {"reason": why} if why else figures(seconds))
                 if why:
                     del found[config]
                 else:
                     found[config].append(median(seconds))
         return found
 
-    def fastest(self, goals: Iterable[Goal]) -> None:
-        """Notes for the dtypes and head_dims of the goals whether the Triton backend, forward and
-        backward, with and without gain, beats the eager one."""
-        # The first goal of each kind has the main shape.
-        of_goals = {(g.dtype_bits, g.head_dim): g for g in reversed(list(goals))}
-        fastest = [
-            entry
-            for entry in self.architecture.fastest
-            if (entry["dtype_bits"], entry["head_dim"]) not in of_goals
-        ]
-        for (bits, head_dim), goal in of_goals.items():
-            cases = [replace(goal.cases[0], mixing=mixing) for mixing in (MAIN.mixing, OFF)]
-            if all(self._beats_eager(case, goal.dtype) for case in cases):
-                fastest.append({"dtype_bits": bits, "head_dim": head_dim})
-        self.architecture = replace(self.architecture, fastest=tuple(fastest))
+    def _log(self, goal: Goal, config: Config, case: Case, measured: Row) -> None:
+        of_case = {**asdict(case), "mixing": repr(case.mixing)}
+        about = {"goal": str(goal), "config": asdict(config), "case": of_case}
+        self.log({**about, "pass": goal.of_pass, **measured})
+
+    def fastest(self, goal: Goal) -> None:
+        """Notes for the goal's dtype and head_dim whether the Triton backend, forward and backward,
+        with and without gain, beats the eager one in the goal's first case."""
+        kind = {"dtype_bits": goal.dtype_bits, "head_dim": goal.head_dim}
+        cases = [replace(goal.cases[0], mixing=mixing) for mixing in (MAIN.mixing, OFF)]
+        beaten = all(self._beats_eager(case, goal.dtype) for case in cases)
+        rest = [entry for entry in self.architecture.fastest if entry != kind]
+        fastest = (*rest, kind) if beaten else (*rest,)
+        self.architecture = replace(self.architecture, fastest=fastest)
 
     def _beats_eager(self, case: Case, dtype: torch.dtype) -> bool:
         turns = {
@@ -249,10 +248,15 @@ class Tuner:
         won = {}
         for batch in sorted({1, 8, min(16, case.batch), case.batch}):
             smaller = replace(goal, cases=(replace(case, batch=batch),))
-            pair = self.times(smaller, [self._rival("bwd_query", goal)], rounds=41)
-            resident = self.times(smaller, [best], rounds=41)
-            won[batch * case.num_heads] = choice({**pair, **resident})[0] == best
+            won[batch * case.num_heads] = self._beats(smaller, best, "bwd_query")
         return fewest_programs(won, _multiprocessors(self.device))
+
+    def _beats(self, goal: Goal, best: Config, rival: str) -> bool:
+        """Whether what was the best of its kernel is faster than what runs without that kernel."""
+        times = self.times(goal, [best, self._rival(rival, goal)], rounds=41)
+        if not times:
+            raise RuntimeError(f"{best.kernel} and {rival} ran before, and now both fail")
+        return choice(times)[0] == best
 
     def _contender(self, case: Case, dtype: torch.dtype, backend: str) -> Contender:
         plan = case.plan_on(self.device)
@@ -266,6 +270,17 @@ class Tuner:
         seconds += time_in_turn(ready, rounds, self.clock)[""]
 
 
+def launched(config: Config) -> str:
+    """A configuration as it is printed."""
+    text = f"{config.BLOCK_M} × {config.BLOCK_N}, {config.num_warps} warps"
+    text += f", {config.num_stages} stages"
+    if config.maxnreg is not None:
+        text += f", maxnreg {config.maxnreg}"
+    if "resident" in config.kernel:
+        text += f", programs_per_sm {config.programs_per_sm}"
+    return text
+
+
 def _multiprocessors(device: torch.device) -> int:
     if device.type != "cuda":
         return 1
@@ -275,64 +290,91 @@ def _multiprocessors(device: torch.device) -> int:
 def run(
     tuner: Tuner,
     goals: Sequence[Goal],
-    able: Mapping[Goal, Sequence[Config]],
+    able: Callable[[Goal, float], Sequence[Config]],
     deadline: float,
     keep: Callable[[Sequence[Goal]], object],
 ) -> list[Goal]:
-    """Tunes the goals in order until the deadline; calls ``keep`` after each with those done."""
+    """Tunes the goals in order until the deadline; calls ``keep`` after each with those done.
+
+    ``able`` returns the candidates of a goal that may be timed, by a moment of `time.monotonic`.
+    """
     done: list[Goal] = []
     for goal in goals:
-        left = deadline - time.monotonic()
-        if left < 0:
+        now = time.monotonic()
+        if now > deadline:
             print(f"{goal}: the time was up")
-        elif not able[goal]:
-            print(f"{goal}: no candidate is left; the entry stays as it was")
-        else:
-            print(f"{goal}: {tuner.tune(goal, able[goal])}; {left:.0f} s left", flush=True)
-            done.append(goal)
+            continue
+        candidates = able(goal, now + TRIAL_SHARE * (deadline - now))
+        said = tuner.tune(goal, candidates) if candidates else None
+        if said is None:
+            print(f"{goal}: no candidate is left; the entry stays as it was", flush=True)
+            continue
+        print(f"{goal}: {said}; {deadline - time.monotonic():.0f} s left", flush=True)
+        done.append(goal)
+        keep(done)
+        if main := settled(goal, goals, done):
+            tuner.fastest(main)
             keep(done)
+            print(f"fastest: {list(tuner.architecture.fastest)}", flush=True)
     return done
 
 
-def tune_this_gpu(kernels: Sequence[str], minutes: float) -> Path:
+def settled(goal: Goal, goals: Sequence[Goal], done: Sequence[Goal]) -> Goal | None:
+    """The first goal of the same dtype and head_dim, if the goal just reached may have changed how
+    fast its first case is, and one of each pass that has any is reached; None otherwise."""
+    kind = (goal.dtype_bits, goal.head_dim)
+    first = next(g for g in goals if (g.dtype_bits, g.head_dim) == kind)
+    same = [g for g in goals if (g.dtype_bits, g.head_dim) == kind and first.cases[0] in g.cases]
+    wanted, reached = ({g.of_pass for g in same if g in among} for among in (goals, done))
+    return first if goal in same and reached == wanted else None
+
+
+def keeper(tuner: Tuner, path: Path, hardware: str) -> Callable[[Sequence[Goal]], object]:
+    """Writes what the tuner knows into a file, each time it is called with the goals done."""
+    before = tuner.architecture.source
+
+    def keep(done: Sequence[Goal]) -> None:
+        write(path, replace(tuner.architecture, source=source(before, done, hardware)))
+
+    return keep
+
+
+def tune_this_gpu(
+    kernels: Sequence[str], minutes: float, results: Path | None, commit: str | None
+) -> Path:
     """Tunes the goals of these kernels on the current GPU; returns the file that was written.
 
-    Raises RuntimeError if nothing could be tuned.
+    That is the package's, or one in the folder ``results``, where rows are appended as well; a file
+    that is there already is continued. Raises RuntimeError if nothing could be tuned.
     """
     from tokenmix_ops.backends.triton import launch
 
     start = time.monotonic()
     device = torch.device("cuda", torch.cuda.current_device())
-    before = launch.architecture(device)
-    path = configs.FOLDER / f"{before.name}.json"
+    shipped = before = launch.architecture(device)
+    path = (results or configs.FOLDER) / f"{shipped.name}.json"
+    rows: Path | None = None
+    if results is not None:
+        results.mkdir(parents=True, exist_ok=True)
+        rows = results / f"tune-{device_name('cuda')}.jsonl"
+        before = configs.read(path, shipped.name) if path.exists() else shipped
+    elif not os.access(path.parent, os.W_OK):
+        raise RuntimeError(f"expected to write into {path.parent}; give --results another folder")
+    about = {"suite": "tune", **environment("cuda", commit)}
+
+    def log(row: Row) -> None:
+        if rows is not None:
+            append_rows(rows, [{**row, **about}])
+
+    chip = chip_of(device)
     goals = [goal for goal in GOALS if goal.kernel in kernels]
-    tasks = [(goal, config, device) for goal in goals for config in candidates(goal)]
-    limit = 60 * minutes
-
-    def progress(done: int) -> None:
-        if done % 20 == 0 or done == len(tasks):
-            left = start + limit * TRIAL_SHARE - time.monotonic()
-            print(f"tried {done} of {len(tasks)}; {left:.0f} s left for trials", flush=True)
-
-    processes = max(1, min(14, (os.cpu_count() or 1) - 2))
-    answers = try_all(tasks, trial, processes, start + limit * TRIAL_SHARE, progress)
-    able = {goal: [c for c in candidates(goal) if not answers[goal, c, device]] for goal in goals}
-    for goal in goals:
-        why = Counter(answers[goal, c, device] for c in candidates(goal))
-        dropped = ", ".join(f"{number} × {text}" for text, number in why.items() if text)
-        print(f"{goal}: {len(able[goal])} candidates; dropped: {dropped or 'none'}")
-
-    tuner = Tuner(before, device, EventClock())
-
-    def keep(done: Sequence[Goal]) -> None:
-        hardware = torch.cuda.get_device_name(device)
-        told = replace(tuner.architecture, source=source(before.source, done, hardware))
-        write(path, told)
-
-    done = run(tuner, goals, able, start + limit, keep)
+    tried = {goal: candidates(goal, (before, shipped), chip) for goal in goals}
+    tuner = Tuner(before, device, EventClock(), log)
+    keep = keeper(tuner, path, torch.cuda.get_device_name(device))
+    # One core is left to this process, one to the rest of the machine.
+    with Pool(max(1, min(14, (os.cpu_count() or 1) - 2))) as pool:
+        trials = Trials(pool, tried, device, log)
+        done = run(tuner, goals, trials.able, start + 60 * minutes, keep)
     if not done:
         raise RuntimeError("nothing could be tuned; the file stays as it was")
-    tuner.fastest(done)
-    keep(done)
-    print(f"fastest: {list(tuner.architecture.fastest)}")
     return path

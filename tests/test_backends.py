@@ -11,6 +11,7 @@ from tokenmix_ops import backends
 from tokenmix_ops.testing import Case
 
 CASE = Case(tm.Mixing.released())
+DEFAULT = "the default where nothing faster is measured"
 
 
 @pytest.fixture
@@ -57,10 +58,10 @@ def test_argument_beats_context_beats_environment(picky, monkeypatch):
     assert picky.calls == 2
 
 
-def test_a_request_that_cannot_be_met_raises_with_the_nearest_that_can(picky):
+def test_a_request_that_cannot_be_met_raises_and_names_a_backend_that_can(picky):
     text = (
-        "backend 'picky' (argument backend) cannot compute this call: only float32; nearest that "
-        "can: eager"
+        "backend 'picky' (argument backend) cannot compute this call: only float32; request "
+        "'eager', which can"
     )
     with pytest.raises(RuntimeError) as error:
         call(torch.float64, backend="picky")
@@ -95,7 +96,9 @@ def test_explain_names_the_chosen_one_and_why_not_the_others(picky):
     explained = tm.explain(*CASE.inputs(torch.float64), CASE.mixing)
     assert explained.backend == "eager"
     assert explained.others == {"picky": "not used: only float32"}
-    assert str(explained) == "eager: used, the fastest known\npicky: not used: only float32"
+    assert str(explained) == f"eager: used, {DEFAULT}\npicky: not used: only float32"
+    explained = tm.explain(*CASE.inputs(torch.float32), CASE.mixing)
+    assert str(explained).startswith("picky: used, measured to be the fastest\neager: not used: ")
     explained = tm.explain(*CASE.inputs(torch.float32), CASE.mixing, backend="eager")
     assert str(explained).splitlines() == [
         "eager: used, requested by argument backend",
@@ -114,10 +117,27 @@ def test_a_request_is_undone_after_an_error_and_does_not_leave_its_thread(picky)
     assert picky.calls == 1
 
 
+def test_what_the_environment_requests_is_said_with_why_it_cannot_be_met(picky, monkeypatch):
+    monkeypatch.delenv("TOKENMIX_BACKEND", raising=False)
+    assert backends.environment_request() is None
+    monkeypatch.setenv("TOKENMIX_BACKEND", "picky")
+    request = "TOKENMIX_BACKEND requests 'picky' for every call"
+    assert backends.environment_request() == request
+    picky.unavailable = lambda: "needs a screwdriver"
+    assert backends.environment_request() == (
+        f"{request}, which will raise an error: needs a screwdriver"
+    )
+    monkeypatch.setenv("TOKENMIX_BACKEND", "fast")
+    assert backends.environment_request() == (
+        "unknown backend 'fast' (environment variable TOKENMIX_BACKEND); known: 'picky', 'eager'; "
+        "every call will raise this error"
+    )
+
+
 def test_what_does_not_pay_runs_only_when_asked_for(picky):
     picky.not_preferred = lambda q, k, v, plan: "slow here"
     explained = tm.explain(*CASE.inputs(torch.float32), CASE.mixing)
-    assert str(explained) == "eager: used, the fastest known\npicky: not used: slow here"
+    assert str(explained) == f"eager: used, {DEFAULT}\npicky: not used: slow here"
     call()
     assert picky.calls == 0
     call(backend="picky")

@@ -4,15 +4,19 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend
 
 import tokenmix_ops as tm
 from bench.operators import ADJACENT, OFF
-from bench.passes import failure, fault, relative_errors
+from bench.passes import Contender, checked, failure, fault, relative_errors
+from tokenmix_ops import peers
 from tokenmix_ops.mixing import Mixing
 from tokenmix_ops.modules import TokenMixAttention
 from tokenmix_ops.peers import (
     LAYER_TITLES,
     OPERATOR_TITLES,
+    SDPA,
+    SDPA_BY_FRAME,
     SELECTED,
     NaiveGather,
     SpatialSDPA,
@@ -34,7 +38,8 @@ TINY = Case(tm.Mixing.released(), batch=2, num_frames=4, num_tokens=18, num_head
 MIXINGS = (TINY.mixing, OFF, ADJACENT, tm.Mixing.adjacent((1, -1), cross_frame_gain=0.7))
 
 
-GPU_ONLY = ("sdpa_cudnn", "sdpa_efficient", "cudnn_selected", "xformers", "flash_attn")
+GPU_ONLY = [name for name in (*SDPA, *SDPA_BY_FRAME) if "flash" not in name]
+GPU_ONLY += ["cudnn_selected", "xformers", "flash_attn"]
 
 
 @pytest.mark.parametrize("name", OPERATOR_TITLES)
@@ -86,14 +91,57 @@ def tables(plan):
     return {name: getattr(plan, name).cpu() for name in ("key_index", "key_frame")}
 
 
+@pytest.fixture
+def on_cpu(monkeypatch):
+    """Has flash attention, which CPUs have too, stand in for every backend of SDPA."""
+    real = peers._sdpa
+    flash = SDPBackend.FLASH_ATTENTION
+    monkeypatch.setattr(peers, "_sdpa", lambda backend, *tensors: real(flash, *tensors))
+
+
+SCALED = (
+    TINY,
+    replace(TINY, num_prefix_tokens=0),
+    replace(TINY, num_prefix_tokens=3),
+    replace(TINY, num_frames=1),
+    *(replace(TINY, mixing=mixing) for mixing in MIXINGS[1:]),
+)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", SCALED, ids=str)
+def test_every_way_through_sdpa_is_right_with_and_without_a_gain(case, dtype, on_cpu):
+    query, key, value = (t.detach() for t in case.inputs(dtype))
+    output_grad = torch.randn(query.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    calls = ways(case.plan)
+    for name in (*SDPA, *SDPA_BY_FRAME):
+        if callable(calls[name]):
+            contender = Contender(calls[name], [(query, key, value)], [output_grad])
+            assert checked(contender, case.plan, dtype)[1:] == (None, None)
+    if callable(calls["cudnn_selected"]):
+        chosen = (t.flatten(1, 2)[:, case.plan.key_index[0]] for t in (key, value))
+        mixed = calls["cudnn_selected"](query, *chosen)
+        assert torch.equal(mixed, calls["sdpa_flash"](query, key, value))
+
+
+def test_a_forgotten_gain_is_noticed(on_cpu):
+    inputs = tuple(t.detach() for t in TINY.inputs(torch.bfloat16))
+    call = ways(replace(TINY, mixing=OFF).plan)["sdpa_flash"]
+    contender = Contender(call, [inputs], [torch.ones_like(inputs[0])])
+    assert "wrong: the output" in checked(contender, TINY.plan, torch.bfloat16)[1]
+
+
 def test_what_has_no_way_to_compute_a_call_says_so():
     with_gain, without = (ways(replace(TINY, mixing=m).plan) for m in MIXINGS[:2])
     assert list(with_gain) == list(without) == list(OPERATOR_TITLES)
-    for name in ("sdpa_flash", "sdpa_cudnn", "cudnn_selected", "xformers"):
-        assert with_gain[name] == "has no way to apply the gain"
+    for name in (*SDPA, *SDPA_BY_FRAME, "cudnn_selected"):
+        assert callable(with_gain[name])
+    for name in SDPA_BY_FRAME:
+        assert without[name] == "without a gain all frames go at once"
     assert callable(without["sdpa_cudnn"])
-    per_frame = ways(replace(TINY, mixing=ADJACENT).plan)
-    assert per_frame["triton_selected"] == "frames share no key set"
+    per_frame = ways(replace(TINY, mixing=MIXINGS[3]).plan)
+    for name in (*SDPA_BY_FRAME, "triton_selected", "cudnn_selected"):
+        assert per_frame[name] == "frames share no key set"
     assert per_frame["naive_gather"] == "published for the released mixing only"
 
 

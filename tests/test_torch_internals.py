@@ -9,6 +9,7 @@ from torch.nn.modules import module as all_modules
 
 from tokenmix_ops.torch_internals import (
     HOOKS,
+    autocast_is_available,
     cached_constant,
     constant,
     follow,
@@ -73,6 +74,15 @@ def test_a_cached_constant_is_computed_once_also_by_compiled_code():
     assert doubled(3) == 6
     assert seen == [3, 3]
     assert vars(doubled)["_dynamo_marked_constant"]
+
+
+def test_compiled_code_asks_whether_a_device_has_autocast():
+    @torch.compile(backend="eager", fullgraph=True)
+    def function(x):
+        return x + autocast_is_available(x.device.type)
+
+    assert torch.equal(function(torch.zeros(2)), torch.ones(2))
+    assert not autocast_is_available("meta")
 
 
 def test_transforms_and_traces_are_noticed():

@@ -9,7 +9,7 @@ from tokenmix_ops import backends
 from tokenmix_ops.backends import Explanation, eager
 from tokenmix_ops.mixing import Mixing, plan_of
 from tokenmix_ops.plan import Plan
-from tokenmix_ops.torch_internals import is_batched
+from tokenmix_ops.torch_internals import autocast_is_available, is_batched
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -90,7 +90,7 @@ def _scale(query: Tensor, scale: float | None) -> float:
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     # As autocast does for PyTorch's own attention: casts to lower precision, except float64.
     device_type = tensors[0].device.type
-    if not torch.amp.is_autocast_available(device_type):
+    if not autocast_is_available(device_type):
         return tensors
     if not torch.is_autocast_enabled(device_type):
         return tensors

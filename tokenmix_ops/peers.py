@@ -8,7 +8,7 @@ take tokens [batch * num_frames, num_tokens, dim], return the same shape, and sh
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from statistics import median
 from typing import Any
@@ -32,6 +32,7 @@ SDPA = {
     "sdpa_cudnn": SDPBackend.CUDNN_ATTENTION,
     "sdpa_efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
+SDPA_BY_FRAME = {f"{name}_by_frame": backend for name, backend in SDPA.items()}
 SELECTED = ("triton_selected", "cudnn_selected")
 """Those that take key and value already selected, [batch, num_keys, num_heads, head_dim]."""
 
@@ -43,6 +44,9 @@ OPERATOR_TITLES = {
     "sdpa_flash": "gather + SDPA, flash",
     "sdpa_cudnn": "gather + SDPA, cuDNN",
     "sdpa_efficient": "gather + SDPA, efficient",
+    "sdpa_flash_by_frame": "gather + SDPA, flash, frame by frame",
+    "sdpa_cudnn_by_frame": "gather + SDPA, cuDNN, frame by frame",
+    "sdpa_efficient_by_frame": "gather + SDPA, efficient, frame by frame",
     "cudnn_selected": "SDPA, cuDNN, keys already selected",
     "flex": "gather + FlexAttention, compiled",
     "xformers": "gather + xformers",
@@ -54,10 +58,13 @@ OPERATOR_TITLES = {
 def operators(plan: Plan, compiled: bool = True) -> dict[str, Attention | str]:
     """By name, in the order of `OPERATOR_TITLES`: a function, or the reason why there is none.
 
+    Attention that knows no gain gets one set of scaled keys for each frame. With these, all frames
+    go at once, for which the values are copied, or frame by frame, which takes more launches.
+
     ``compiled`` False leaves FlexAttention uncompiled, which is slow and for checks only. Whether
     this machine can run a function shows when it is called.
     """
-    gain = "has no way to apply the gain" if plan.scales_logits else None
+    on_keys = _on_scaled if plan.scales_logits else _on_gathered
     per_frame = None if plan.rows == "shared" else "frames share no key set"
     found: dict[str, Attention | str] = {
         "triton": _tokenmix("triton", plan),
@@ -68,16 +75,19 @@ def operators(plan: Plan, compiled: bool = True) -> dict[str, Attention | str]:
     if plan.mixing.kind == "released" and plan.num_prefix_tokens == 1:
         found["naive_gather"] = partial(naive_gather, gain=plan.cross_frame_gain)
     for name, backend in SDPA.items():
-        found[name] = gain or _on_gathered(partial(_sdpa, backend), plan)
+        found[name] = on_keys(partial(_sdpa, backend), plan)
+    one_set = None if plan.scales_logits else "without a gain all frames go at once"
+    for name, backend in SDPA_BY_FRAME.items():
+        found[name] = per_frame or one_set or _by_frame(partial(_sdpa, backend), plan)
     cudnn = partial(_sdpa, SDPBackend.CUDNN_ATTENTION)
-    found["cudnn_selected"] = gain or per_frame or _on_gathered(cudnn, plan, selected=True)
+    found["cudnn_selected"] = per_frame or on_keys(cudnn, plan, selected=True)
     found["flex"] = _on_gathered(_flex(plan, compiled), plan)
     for name, package, peer in (
         ("xformers", "xformers", _xformers),
         ("flash_attn", "flash_attn", _flash_attn),
     ):
         missing = None if find_spec(package) else f"{package} is not installed"
-        found[name] = gain or missing or _on_gathered(peer, plan)
+        found[name] = missing or on_keys(peer, plan)
     found["spatial_sdpa"] = spatial_sdpa
     return found
 
@@ -143,6 +153,45 @@ def _on_gathered(attend: Attention, plan: Plan, selected: bool = False) -> Atten
         return mixed.unflatten(1 if shared else 0, query.shape[1:3] if shared else query.shape[:2])
 
     return attention
+
+
+def _on_scaled(attend: Attention, plan: Plan, selected: bool = False) -> Attention:
+    """`_on_gathered` with the gain: every frame is a batch entry with scaled keys of its own."""
+    index = plan.key_index.flatten()
+    factors = _factors(plan)
+
+    def gathered(tokens: Tensor) -> Tensor:
+        if selected:
+            return tokens.unsqueeze(1)
+        return tokens.flatten(1, 2).index_select(1, index).unflatten(1, plan.key_index.shape)
+
+    def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        keys = gathered(key) * factors(key.dtype)
+        values = gathered(value).expand_as(keys)
+        mixed = attend(*(t.flatten(0, 1) for t in (query, keys, values)))
+        return mixed.unflatten(0, query.shape[:2])
+
+    return attention
+
+
+def _by_frame(attend: Attention, plan: Plan) -> Attention:
+    """`_on_scaled` of keys that frames share, one frame after the other: no value is copied."""
+    index = plan.key_index[0]
+    factors = _factors(plan)
+
+    def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        keys, values = (t.flatten(1, 2).index_select(1, index) for t in (key, value))
+        pairs = zip(query.unbind(1), factors(key.dtype), strict=True)
+        mixed = [attend(queries, keys * factor, values) for queries, factor in pairs]
+        return torch.stack(mixed, dim=1)
+
+    return attention
+
+
+def _factors(plan: Plan) -> Callable[[torch.dtype], Tensor]:
+    """What each query frame's keys are multiplied by, [num_frames, num_keys, 1, 1], in a dtype."""
+    gains = torch.where(plan.is_cross_frame, plan.cross_frame_gain, 1.0)[..., None, None]
+    return cache(gains.to)
 
 
 def _heads_first(attend: Callable[..., Any]) -> Attention:

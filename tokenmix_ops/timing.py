@@ -195,7 +195,7 @@ def _driver() -> str:
     """The version of the NVIDIA driver."""
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        done = subprocess.run(query, capture_output=True, text=True, check=True, timeout=60)
+        done = subprocess.run(query, capture_output=True, text=True, check=True, timeout=10)
         return done.stdout.split()[0]
     except (OSError, subprocess.SubprocessError, IndexError):
         return "unknown"

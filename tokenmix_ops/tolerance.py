@@ -19,6 +19,10 @@ from tokenmix_ops.plan import Plan
 CONFIDENCE = 6.0
 """Allowed error of a sum, in standard deviations of its roundings; one sum in 10^8 exceeds it."""
 
+DIVISION_ULP = 2.0
+"""Largest error of a division in float32, in units in the last place, as NVIDIA states it for
+``div.full.f32``."""
+
 MEAN_SQUARE = 0.18
 """Mean square of a relative rounding error, in squared unit roundoffs: a third just above a power
 of two, decreasing towards the next, weighted by the distribution of the magnitudes of products."""
@@ -297,7 +301,9 @@ class _Sums:
         num_keys = weights.shape[-1]
         largest = logits.exact.abs().amax(-1, keepdim=True)
         own = logits.limit + unit * (logits.exact.abs() + largest) + exponential
-        total = unit * (growth(num_keys) + 3 + largest + math.log(num_keys))
+        # Of the sum, its logarithm, its reciprocal and the product with that.
+        once = growth(num_keys) + 3 + 2 * DIVISION_ULP
+        total = unit * (once + largest + math.log(num_keys))
         shared = (weights * own).sum(-1, keepdim=True) + total
         # Keeps expm1 from overflowing in float64; the error of a weight is at most 1 anyway.
         growth_of = torch.expm1((own + shared).clamp_max(100.0))

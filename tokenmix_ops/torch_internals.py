@@ -64,6 +64,12 @@ def guarded(number: Number) -> Number:
     return guard_scalar(number)  # type: ignore[return-value]
 
 
+@cached_constant
+def autocast_is_available(device_type: str) -> bool:
+    """Whether PyTorch has autocast for a type of device. torch.compile traces it from 2.12 on."""
+    return torch.amp.is_autocast_available(device_type)
+
+
 def in_transform() -> bool:
     """Whether a transform of torch.func is active."""
     return torch._C._functorch.peek_interpreter_stack() is not None

@@ -1,5 +1,7 @@
 """What tests of the Triton kernels share; left out, and said so, where Triton is missing."""
 
+import os
+import traceback
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -15,6 +17,20 @@ collect_ignore_glob = ["test_triton*.py"] if MISSING else []
 
 def pytest_report_header():
     return ["left out: tests/backends/test_triton*.py, no triton"] if MISSING else []
+
+
+@pytest.fixture(autouse=True)
+def _gpu_still_works():
+    """Ends a process whose GPU a test has broken, because all its later tests would fail; gives
+    other processes the memory that tests no longer use."""
+    yield
+    if torch.cuda.is_initialized():
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            traceback.print_exc()
+            os._exit(1)
+        torch.cuda.empty_cache()
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from agreement import (
 )
 from fused_emulation import to_tf32
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -25,6 +26,7 @@ import tokenmix_ops as tm
 from tokenmix_ops import ops
 from tokenmix_ops.backends import triton
 from tokenmix_ops.backends.triton import configs, launch
+from tokenmix_ops.backends.triton.layout import ONE_PASS
 from tokenmix_ops.mixing import NAMES
 from tokenmix_ops.testing import CASES, MIXINGS, Case, max_error, output_and_gradients
 from tokenmix_ops.tolerance import rms_error
@@ -257,6 +259,58 @@ def test_any_scale_and_gain(scale, gain, algorithm):
     case = case_of(tm.Mixing.released(cross_frame_gain=gain))
     inputs = case.inputs(DTYPE, DEVICE)
     assert_agrees(fast(case, scale=scale), case, inputs, scale=scale)
+
+
+# Frames take turns among the keys, which kernels use where their number is a power of two.
+@settings(max_examples=20)
+@given(st.data())
+def test_any_number_of_frames_with_a_gain_agrees_with_float64(data):
+    def draw(*values):
+        return data.draw(st.sampled_from(values))
+
+    gain = draw(0.0, 0.5, 1.7)
+    prefix, patches = draw(0, 1, 3), data.draw(st.integers(1, 20))
+    case = case_of(
+        getattr(tm.Mixing, draw("released", "paper"))(cross_frame_gain=gain),
+        num_frames=draw(1, 2, 3, 4, 8, 16),
+        num_tokens=prefix + patches,
+        num_prefix_tokens=prefix,
+        layout=draw("contiguous", "selected"),
+    )
+    assert_case_agrees(fast(case), case, torch.float32, DEVICE)
+
+
+MANY = {
+    "gain": tm.Mixing.released(),
+    "gain 0": tm.Mixing.released(cross_frame_gain=0.0),
+    "no gain": tm.Mixing.released(cross_frame_gain=1.0),
+    "frames out of turn": tm.Mixing.adjacent((0, 1), wrap=True, cross_frame_gain=0.5),
+}
+
+
+@pytest.mark.parametrize("scale", [None, -0.7])
+@pytest.mark.parametrize("mixing", MANY.values(), ids=list(MANY))
+def test_more_keys_than_one_pass_takes_can_be_held(mixing, scale, launch_by, ran):
+    case = case_of(mixing, num_frames=2, num_tokens=ONE_PASS + 5)
+    assert case.plan.num_keys > ONE_PASS
+    bits = 8 * DTYPE.itemsize
+    held = configs.Config("fwd_resident", bits, 64, 640, 128, 128, 4 if DEVICE == "cpu" else 8, 1)
+    launch_by(lambda own: (held, *(c for c in own if c.kernel != "fwd_resident")))
+    assert_agrees(fast(case, scale=scale), case, case.inputs(DTYPE, DEVICE), scale=scale)
+    assert ran[0] == "fwd_resident"
+
+
+@given(st.integers(1, 10_000), st.integers(1, 300), st.integers(1, 800))
+def test_programs_take_all_tiles_in_the_fewest_turns(groups, tiles, at_once):
+    each = launch.tiles_per_program(groups, tiles, at_once)
+    assert 1 <= each <= tiles
+
+    def turns(each):
+        """Of all programs, one for loading keys."""
+        programs = groups * math.ceil(tiles / each)
+        return math.ceil(programs / at_once) * (each + 1)
+
+    assert turns(each) == min(turns(one) for one in range(1, tiles + 1))
 
 
 def minus_infinity(query, keys, values, first):

@@ -17,10 +17,9 @@ from tokenmix_ops.testing import Case
 @pytest.fixture
 def explained(monkeypatch):
     """What `explain` says of tensors on a GPU, which need not be there, with given measurements."""
-    # As long as PyTorch knows that no GPU is there, it makes no use of it.
-    monkeypatch.setattr(FakeTensorMode, "avoid_device_init", not torch.cuda.is_available())
+    # PyTorch has to go on knowing whether one is there: fake tensors would use it.
+    monkeypatch.setattr(triton, "unavailable", lambda: None)
     monkeypatch.setattr(triton, "interpreted", lambda: False)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
 
     def explain(mixing="released", dtype=torch.float16, head_dim=64, device="cuda:0", measured=()):
@@ -36,12 +35,13 @@ def explained(monkeypatch):
     forget(triton, launch)
 
 
+@pytest.mark.skipif(triton.unavailable() is not None, reason=str(triton.unavailable()))
 @pytest.mark.skipif(not triton.interpreted(), reason="Triton compiles here")
 def test_the_interpreter_runs_only_when_asked_for(ran):
     case = Case(tm.Mixing.released(), batch=1, num_heads=1)
     inputs = case.inputs(torch.float32)
     assert str(tm.explain(*inputs, case.mixing)) == (
-        "eager: used, the fastest known\n"
+        "eager: used, the default where nothing faster is measured\n"
         "triton: not used: slow under Triton's interpreter; request it by name"
     )
     compute(case)(*inputs)
@@ -56,7 +56,7 @@ def test_the_interpreter_runs_only_when_asked_for(ran):
 
 def test_a_gpu_without_measurements_takes_eager(explained):
     assert str(explained()) == (
-        "eager: used, the fastest known\n"
+        "eager: used, the default where nothing faster is measured\n"
         "triton: not used: not measured to be the fastest for torch.float16 and head_dim 64 on "
         "sm_90; request it by name"
     )
@@ -76,7 +76,11 @@ def test_a_measured_gpu_takes_triton_for_what_was_measured(explained, dtype, hea
     measured = ({"dtype_bits": 16, "head_dim": 64},)
     explanation = explained(dtype=dtype, head_dim=head_dim, measured=measured)
     assert explanation.backend == chosen
-    assert explanation.because == "the fastest known"
+    assert explanation.because == (
+        "measured to be the fastest"
+        if chosen == "triton"
+        else "the default where nothing faster is measured"
+    )
 
 
 REFUSALS = {
@@ -103,14 +107,21 @@ def test_what_it_cannot_compute_has_its_reason(explained, wrong):
     with tm.use_backend("triton"), pytest.raises(RuntimeError) as error:
         explained(**arguments)
     assert str(error.value) == (
-        f"backend 'triton' (use_backend) cannot compute this call: {reason}; nearest that can: "
-        "eager"
+        f"backend 'triton' (use_backend) cannot compute this call: {reason}; request "
+        "'eager', which can"
     )
 
 
-def test_a_machine_that_cannot_run_it_says_what_is_missing(explained, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+@pytest.fixture
+def forgetful():
     forget(triton)
+    yield
+    forget(triton)
+
+
+def test_a_machine_that_cannot_run_it_says_what_is_missing(forgetful, monkeypatch):
+    monkeypatch.setattr(triton, "interpreted", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert triton.unavailable() == (
         "no CUDA GPU (TRITON_INTERPRET=1 in the environment runs it on a CPU, very slowly)"
     )
@@ -118,3 +129,28 @@ def test_a_machine_that_cannot_run_it_says_what_is_missing(explained, monkeypatc
     monkeypatch.setattr(triton, "find_spec", lambda name: None)
     forget(triton)
     assert triton.unavailable() == "Triton is not installed; pip install 'tokenmix_ops[triton]'"
+
+
+@pytest.mark.parametrize(
+    ("versions", "fault"),
+    [
+        (
+            {"triton": "3.6.0", "numpy": "2.4.0"},
+            "the interpreter of Triton 3.6.0 fails with NumPy 2.4.0; pip install 'numpy<2.4'",
+        ),
+        ({"triton": "3.6.0", "numpy": "2.3.5"}, None),
+        ({"triton": "3.7.1", "numpy": "2.5.2"}, None),
+        ({"triton": "3.10.0", "numpy": "2.10.0"}, None),
+    ],
+)
+def test_an_interpreter_that_fails_with_this_numpy_is_not_available(
+    forgetful, monkeypatch, versions, fault
+):
+    monkeypatch.setattr(triton, "interpreted", lambda: True)
+    monkeypatch.setattr(triton, "version", versions.get)
+    assert triton.unavailable() == fault
+    # On a GPU nothing is interpreted.
+    forget(triton)
+    monkeypatch.setattr(triton, "interpreted", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert triton.unavailable() is None

@@ -1,6 +1,9 @@
 """What only a GPU can show of the Triton kernels: streams, graphs, devices, compilation, sizes."""
 
 import dataclasses
+import fcntl
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +21,15 @@ pytestmark = pytest.mark.skipif(
 
 MIXINGS = (tm.Mixing.released(), tm.Mixing.paper(), tm.Mixing.adjacent())
 USUAL = dict(num_frames=8, num_tokens=197, num_heads=12, head_dim=64, layout="packed")
+
+
+@pytest.fixture
+def much_memory():
+    """Of the processes that test on this GPU, one at a time gets it."""
+    with Path(tempfile.gettempdir(), "tokenmix_ops-much-memory").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+        torch.cuda.empty_cache()
 
 
 def fast(case):
@@ -149,7 +161,7 @@ def test_more_groups_than_a_second_grid_dimension_holds(algorithm):
         assert_same(one, {name: value[part] for name, value in results.items()})
 
 
-def test_tensors_of_more_than_32_bits_of_numbers(algorithm):
+def test_tensors_of_more_than_32_bits_of_numbers(algorithm, much_memory):
     if torch.cuda.mem_get_info()[0] < 60 * 2**30:
         pytest.skip("needs 60 GiB of free GPU memory")
     shape = (1332, 8, 197, 16, 64)

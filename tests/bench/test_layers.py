@@ -36,3 +36,19 @@ def test_layers_of_a_kernel_beyond_the_tolerance_are_not_timed(monkeypatch):
     assert found.reasons.keys() == {"token_mixing", "token_mixing_gain_off"}
     assert all("wrong: output: " in why for why in found.reasons.values())
     assert found.contenders(1).keys() == LAYER_TITLES.keys() - found.reasons.keys()
+
+
+def test_a_layer_with_a_wrong_gradient_of_a_parameter_is_not_timed(monkeypatch):
+    real = layers.layers_on
+
+    def doubled(weights, backend):
+        found = real(weights, backend)
+        plain, bias = found["spatial_sdpa"], weights.proj.bias
+        if bias.dtype == torch.float32:
+            found["spatial_sdpa"] = lambda tokens: plain(tokens) + (bias - bias.detach())
+        return found
+
+    monkeypatch.setattr(layers, "layers_on", doubled)
+    found = CheckedLayers(*SIZES.values(), "cpu", torch.float32, "eager")
+    assert found.reasons.keys() == {"spatial_sdpa"}
+    assert found.reasons["spatial_sdpa"].startswith("wrong: the proj.bias gradient has")

@@ -9,7 +9,8 @@ import torch
 import tokenmix_ops as tm
 from bench import operators, passes, tables
 from bench.floor import Ceilings
-from bench.operators import Shape, host_rows, operator_rows
+from bench.graphs import REPLAY, replays
+from bench.operators import Shape, host_rows, operator_rows, timed_passes
 from bench.passes import PASSES
 from tokenmix_ops.peers import operators as ways
 from tokenmix_ops.testing import Case
@@ -53,6 +54,62 @@ def test_a_shape_becomes_rows_and_a_wrong_contender_is_not_timed(hasty, monkeypa
         assert max(eager["relative_error"].values()) < 1e-5
     assert "median_ms" in by_name["forward", "flex"]
     assert "backward on CPU" in by_name["backward", "flex"]["reason"]
+    json.dumps(rows)
+
+
+def test_a_contender_that_broke_a_process_is_left_out_from_the_pass_on(monkeypatch):
+    real = ways(TINY.plan, compiled=False)
+    calls = {name: real[name] for name in ("eager", "naive_gather", "spatial_sdpa")}
+    monkeypatch.setattr(operators, "operators", lambda plan, compiled: calls)
+    refused = {"eager": ("backward", "it hung"), "spatial_sdpa": ("forward", "it crashed")}
+    told = []
+    found = timed_passes(
+        Shape("tiny", TINY, torch.float32, selected=True),
+        RATES,
+        HostClock(),
+        "cpu",
+        0.0,
+        1,
+        refused,
+        lambda *what: told.append(what),
+    )
+    forward, *others = found
+    assert [row.get("reason") for row in forward] == [None, None, "it crashed"]
+    for rows in others:
+        assert [row.get("reason") for row in rows] == ["it hung", None, "it crashed"]
+    assert told[:3] == [("eager", "forward"), *[("naive_gather", p) for p in PASSES[::2]]]
+    assert told[3:6] == [(name, "forward") for name in ("eager", "naive_gather", "")]
+    assert "spatial_sdpa" not in {name for name, _ in told}
+
+
+def test_replays_are_checked_and_timed_beside_the_runs_that_they_repeat(hasty, monkeypatch):
+    eager = ways(TINY.plan)["eager"]
+
+    def moody(query, key, value):
+        return eager(query, key, value)
+
+    def silent(query, key, value):
+        return eager(query, key, value)
+
+    calls = {"eager": eager, "moody": moody, "silent": silent, "xformers": "not installed"}
+    monkeypatch.setattr(operators, "operators", lambda plan, compiled: calls)
+
+    def capture(run):
+        if run.func is moody:
+            raise RuntimeError("not under capture")
+        output = run()
+        return lambda: output.zero_() if run.func is silent else output
+
+    monkeypatch.setattr(operators, "replays", lambda racing, begin: replays(racing, capture, begin))
+    shape = Shape("tiny", TINY, torch.float32, passes=("forward", REPLAY))
+    rows = operator_rows(shape, RATES, HostClock(), "cpu", 0.0)
+    runs, repeated = ({r["contender"]: r for r in rows if r["pass"] == p} for p in shape.passes)
+    assert all("rounds_ms" in runs[name] for name in ("eager", "moody", "silent"))
+    assert len(repeated["eager"]["rounds_ms"]) == 2
+    assert repeated["eager"]["floor_ms"] == runs["eager"]["floor_ms"]
+    assert repeated["moody"]["reason"] == "no graph: RuntimeError: not under capture"
+    assert repeated["silent"]["reason"].startswith("no graph: RuntimeError: wrong: the output")
+    assert repeated["xformers"]["reason"] == "not installed"
     json.dumps(rows)
 
 

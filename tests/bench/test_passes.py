@@ -92,6 +92,19 @@ def test_failures_are_one_line_with_what_was_warned_of():
     assert failure(lambda: None) is None
 
 
+def test_nobody_goes_on_with_a_broken_gpu(monkeypatch):
+    def broken(*ignored):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\n...")
+
+    told = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", broken)
+    racers = {"first": contender(broken), "second": contender(lambda x: x)}
+    with pytest.raises(passes.BrokenDevice, match="RuntimeError: CUDA error: an illegal memory"):
+        race(racers, "forward", Script(), 0.0, begin=lambda *what: told.append(what))
+    assert told == [("first", "forward")]
+
+
 def test_parts_that_fail_or_come_too_late_are_named(capsys):
     kept = []
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench import gpu, tables
+from bench import tables
 from bench.tables import (
     FROZEN_PATCHES,
     KINDS,
@@ -46,7 +46,8 @@ def rows():
         made_up("main", "forward", "triton", [0.1, 0.1, 0.1], extra_mb=4.84),
         made_up("main", "forward", "naive_gather", [2.0, 2.2, 1.8]),
         made_up("main", "forward", "flex", [0.14, 0.14, 0.14]),
-        made_up("main", "forward", "sdpa_cudnn", [], reason="has no way to apply the gain"),
+        made_up("main", "forward", "sdpa_flash_by_frame", [0.16, 0.16, 0.16]),
+        made_up("main", "forward", "sdpa_cudnn", [], reason="no engine for it"),
         made_up("main", "backward", "triton", [0.3, 0.3, 0.3], deterministic=True, extra_mb=155.0),
         made_up("main, gain off", "forward", "triton", [0.1, 0.1, 0.1]),
         made_up("main, gain off", "forward", "sdpa_flash", [0.3, 0.3, 0.3]),
@@ -72,28 +73,35 @@ def test_the_table_names_what_is_met_and_what_is_short(rows):
         "query | short |",
         "| backward, twice over the same inputs | the same bits twice | the same bits | met |",
         "| host, one call without autograd | 12.5 µs | ≤ 15 µs | met |",
-        "| main | forward | 0.1 | 90% |  | 20.00× |  | 1.40× |  |",
-        "- Not run: gather + SDPA, cuDNN (main): has no way to apply the gain",
+        "| forward against gather + scaled keys + the best SDPA backend | 1.60× (1.60–1.60, flash, "
+        "frame by frame) | ≥ 1.5× | met |",
+        "| main | forward | 0.1 | 90% |  | 20.00× | 1.60×, flash, frame by frame | 1.40× |  |",
+        "- Not run: gather + SDPA, cuDNN (main): no engine for it",
     ):
         assert line in table.splitlines()
     assert "1.60× (1.60–1.60) | ≥ 1.5× | met" in table
     assert "| adjacent: forward against gather + the best SDPA backend | not measured |" in table
+    assert table.startswith("| target, on NVIDIA H200 | measured | wanted | |")
+    assert "| shape, on NVIDIA H200 | pass | Triton, ms |" in table
+    assert "| one layer with its projections, on NVIDIA H200 | pass |" in table
     assert "780 TFLOP/s in bfloat16" in table
     assert "NVIDIA H200, driver 580.1, CUDA 13.0" in table
 
 
-def test_the_picture_is_drawn(rows, tmp_path):
-    pytest.importorskip("matplotlib")
-    gpu.draw(rows, tmp_path / "gpu-h200.png")
-    assert (tmp_path / "gpu-h200.png").stat().st_size > 10_000
+def test_a_rehearsal_claims_nothing(rows):
+    table = tables.gpu_table([{**row, "rehearsal": True} for row in rows])
+    assert " met |" not in table
+    assert " short |" not in table
+    assert table.endswith(tables.REHEARSED)
+    assert "B = 64" not in tables.REHEARSED
 
 
 def test_the_operator_table_has_a_column_for_each_contender_that_ran(rows):
     timed = [row for row in rows if row["part"] == "operator"]
     table = tables.operator_table(timed).splitlines()
     assert table[0].startswith("| shape | pass | tokenmix_ops, Triton | naive gather")
-    assert table[2].startswith("| main | forward | 0.1 | 2 | 0.14 |")
-    assert table[-1] == "- Not run: gather + SDPA, cuDNN (main): has no way to apply the gain"
+    assert table[2].startswith("| main | forward | 0.1 | 2 | 0.14 | 0.16 |")
+    assert table[-1] == "- Not run: gather + SDPA, cuDNN (main): no engine for it"
 
 
 def test_orders_are_compared():
@@ -146,6 +154,7 @@ def test_the_table_of_a_gpu_names_what_is_met_and_what_is_short():
         "| with the patch embedding frozen, against updating it | 1.25× | 1.25–1.38 | ≥ 2×, short "
         "|",
         f"| {TOKEN_MIXING} | 10 | 12.3 | 2.5 | 12.3 |",
+        "| ratio of steps per second on NVIDIA H200, pairs of each round |  | quartiles | target |",
         "| full |  |  | – | – |",
         "- Not run: full, published, float32: out of memory",
     ):

@@ -1,32 +1,22 @@
-"""The tuner: its candidates, its trials and processes, its choices, and the file that it writes."""
+"""The tuner: its choices, the order of its work, and the file and rows that it leaves."""
 
-import inspect
 import json
-import os
+import signal
+import subprocess
 import sys
 import time
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
 from interpreter import round_to_nearest_bfloat16
 
-from bench import trials, tune
-from bench.trials import RIVALS, Goal, forced, trial, try_all, using
-from bench.tune import (
-    GOALS,
-    KERNELS,
-    Tuner,
-    candidates,
-    choice,
-    fewest_programs,
-    merged,
-    run,
-    source,
-    spread,
-    write,
-)
+from bench import __main__ as command
+from bench import tune
+from bench.candidates import GOALS, Chip, Goal
+from bench.operators import OFF
+from bench.rows import read_rows
+from bench.tune import Tuner, choice, fewest_programs, merged, run, settled, source, write
 from tokenmix_ops.backends import triton
 from tokenmix_ops.backends.triton import configs
 from tokenmix_ops.backends.triton.configs import Architecture, Config
@@ -50,7 +40,7 @@ BEFORE = Architecture(
     (
         Config("fwd_streamed", 16, 256, None, 64, 64, 4, 2),
         Config("fwd_streamed", 32, 256, None, 32, 32, 4, 1),
-        Config("fwd_resident", 16, 64, 256, 64, 64, 4, 2, 4),
+        Config("fwd_resident", 16, 64, 256, 64, 64, 4, 2, programs_per_sm=4),
         Config("bwd_query", 16, 256, None, 64, 64, 4, 2),
         Config("bwd_key", 16, 256, None, 64, 64, 4, 2),
         Config("bwd_resident", 16, 64, 256, 32, 128, 8, 2),
@@ -63,29 +53,7 @@ def goal(kernel, num_keys=256, dtype_bits=16, head_dim=64, cases=(CASE,)):
 
 
 def config(kernel, block_m=64, num_keys=256, programs_per_sm=1):
-    return Config(kernel, 16, 64, num_keys, block_m, 64, 4, 2, programs_per_sm)
-
-
-@pytest.mark.parametrize("one", GOALS, ids=str)
-def test_every_candidate_would_serve_its_goal(one):
-    found = candidates(one)
-    assert len(found) == len(set(found)) > 8
-    for case in one.cases:
-        num_keys = case.plan.num_keys
-        assert all(c.fits(one.kernel, one.dtype_bits, case.head_dim, num_keys) for c in found)
-
-
-def test_goals_cover_the_kernels_and_rivals_come_first():
-    assert set(KERNELS) == set(launch.KERNELS) == {one.kernel for one in GOALS}
-    for number, one in enumerate(GOALS):
-        rivals = [rival for rival, resident in RIVALS.items() if resident == one.kernel]
-        assert set(rivals) <= {earlier.kernel for earlier in GOALS[:number]}
-
-
-def test_only_the_resident_forward_kernel_divides_its_work():
-    assert spread(config("bwd_key")) == [config("bwd_key")]
-    numbers = [c.programs_per_sm for c in spread(config("fwd_resident"))]
-    assert numbers == list(tune.PROGRAMS_PER_SM)
+    return Config(kernel, 16, 64, num_keys, block_m, 64, 4, 2, programs_per_sm=programs_per_sm)
 
 
 def test_the_choice_weighs_all_cases_alike():
@@ -131,19 +99,6 @@ def test_what_does_not_pay_has_no_entry_that_could_serve():
     assert set(BEFORE.configs) - set(after.configs) == {BEFORE.find("fwd_resident", 16, 64, 204)}
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_a_forced_configuration_is_the_one_that_runs(kernel):
-    wanted = config(kernel)
-    architecture = forced(BEFORE, wanted)
-    found = architecture.find(kernel, 16, 64, 204)
-    if kernel == "bwd_resident":  # with any number of programs
-        assert found == replace(wanted, programs_per_sm=0)
-    else:
-        assert found == wanted
-    if kernel in RIVALS:
-        assert architecture.find(RIVALS[kernel], 16, 64, 204) is None
-
-
 def test_files_are_written_and_read_and_keep_what_was_not_tuned(tmp_path, monkeypatch):
     tuned = merged(BEFORE, goal("fwd_resident"), config("fwd_resident", 128, programs_per_sm=8))
     tuned = replace(tuned, fastest=({"dtype_bits": 16, "head_dim": 64},), source="somewhere")
@@ -172,102 +127,19 @@ def test_the_source_says_what_was_measured_and_what_the_rest_is():
     assert again.endswith(": bwd_query 16/64/256; the rest: guessed")
 
 
-def test_replaced_configurations_hold_inside_the_block_only():
-    here = launch.architecture(DEVICE)
-    other = replace(here, source="another")
-    with using(other):
-        assert launch.architecture(DEVICE) is other
-        with using(here):
-            assert launch.architecture(DEVICE) is here
-        assert launch.architecture(DEVICE) is other
-    assert launch.architecture(DEVICE) is here
-    with pytest.raises(KeyError), using(other):
-        raise KeyError
-    assert launch.architecture(DEVICE) is here
-
-
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_a_good_configuration_passes_its_trial(kernel):
-    one = goal(kernel)
-    assert trial(one, Config(kernel, 16, 64, 256, 32, 32, 4, 1), DEVICE) is None
-
-
-def test_a_configuration_that_does_not_compile_fails_its_trial():
-    why = trial(goal("fwd_streamed"), Config("fwd_streamed", 16, 64, 256, 48, 32, 4, 1), DEVICE)
-    assert "power of 2" in why
-
-
-def test_a_wrong_result_fails_its_trial(monkeypatch):
-    real = trials._compute
-
-    def wrong(goal, plan, inputs, output_grad, found):
-        real(goal, plan, inputs, output_grad, found)
-        found["output"] *= 1.1
-
-    monkeypatch.setattr(trials, "_compute", wrong)
-    why = trial(goal("fwd_streamed"), Config("fwd_streamed", 16, 64, 256, 32, 32, 4, 1), DEVICE)
-    assert why.startswith("output: ")
-
-
-def test_a_configuration_that_spills_fails_its_trial(monkeypatch):
-    class Spilling:
-        """A kernel with what Triton keeps of compiled ones, by device."""
-
-        def __init__(self, kernel):
-            self.kernel, self.device_caches = kernel, Caches()
-
-        def __getattr__(self, name):
-            return getattr(self.kernel, name)
-
-        def __getitem__(self, grid):
-            return self.kernel[grid]
-
-    class Caches(dict):
-        def clear(self):
-            self[0] = ({"one": SimpleNamespace(n_spills=0), "two": SimpleNamespace(n_spills=7)},)
-
-    monkeypatch.setitem(launch.KERNELS, "bwd_key", Spilling(launch.KERNELS["bwd_key"]))
-    why = trial(goal("bwd_key"), Config("bwd_key", 16, 64, 256, 32, 32, 4, 1), DEVICE)
-    assert why == "spills 7 registers"
-
-
-def test_trials_run_in_processes_that_may_die(monkeypatch):
-    monkeypatch.setenv("TOKENMIX_TRIAL", "an answer")
-    seen = []
-    answers = try_all(
-        [("TOKENMIX_TRIAL",), ("NO_SUCH_VARIABLE",), (0,)],
-        os.getenv,
-        2,
-        NEVER,
-        seen.append,
-    )
-    # What is no name of a variable raises, and so ends the process.
-    assert answers == {
-        ("TOKENMIX_TRIAL",): "an answer",
-        ("NO_SUCH_VARIABLE",): None,
-        (0,): "its process died",
-    }
-    assert sorted(seen) == [1, 2, 3]
-
-
-def test_trials_end_in_time(monkeypatch):
-    # The first task is begun at 0, waited for from 0.8 on, and given up after that.
-    clock = SimpleNamespace(monotonic=iter((0.0, 0.8, 1.0)).__next__)
-    monkeypatch.setattr(trials, "time", clock)
-    answers = try_all([(600,), (601,)], time.sleep, 1, 1.0, lambda done: None)
-    assert answers[600,] == "no time was left to finish it"
-    assert answers[601,] == "no time was left to try it"
-
-
 class MadeUp(Tuner):
     """A tuner whose timings are given, in place of measured."""
 
     def __init__(self, seconds):
-        super().__init__(BEFORE, DEVICE, HostClock())
-        self.seconds = seconds
+        super().__init__(BEFORE, DEVICE, HostClock(), lambda row: None)
+        self.seconds, self.noted = seconds, []
 
     def times(self, goal, candidates, rounds):
         return {c: [self.seconds(c, case) for case in goal.cases] for c in candidates}
+
+    def _beats_eager(self, case, dtype):
+        self.noted.append(case)
+        return True
 
 
 def test_the_fastest_candidate_is_taken():
@@ -275,6 +147,23 @@ def test_the_fastest_candidate_is_taken():
     tuner = MadeUp(lambda c, case: c.BLOCK_M / 1e3)
     assert "32 × 64, 4 warps, 2 stages: 32.0000 ms" in tuner.tune(goal("bwd_key"), [slow, fast])
     assert tuner.architecture.find("bwd_key", 16, 64, 204) == fast
+
+
+def test_the_division_of_the_work_is_chosen_by_all_cases():
+    small = replace(CASE, batch=1)
+    fast, slow = config("fwd_resident", 64), config("fwd_resident", 128)
+
+    def seconds(c, case):
+        if c.kernel != "fwd_resident":
+            return 9.0
+        if case == small:
+            return 1.0 if c.programs_per_sm == 4 else 2.0
+        return 1.0 if c.programs_per_sm == 2 else 1.1
+
+    tuner = MadeUp(seconds)
+    said = tuner.tune(goal("fwd_resident", cases=(CASE, small)), [slow, fast])
+    assert "programs_per_sm 4: 1100.0000, 1000.0000 ms" in said
+    assert tuner.architecture.find("fwd_resident", 16, 64, 204).programs_per_sm == 4
 
 
 @pytest.mark.parametrize(("resident", "pays"), [(1.0, True), (3.0, False)])
@@ -285,54 +174,261 @@ def test_the_resident_forward_kernel_has_to_beat_the_streamed_one(resident, pays
     assert (tuner.architecture.find("fwd_resident", 16, 64, 204) is not None) is pays
 
 
+@pytest.mark.parametrize(("streamed", "stays"), [(1.5, True), (0.5, False)])
+def test_a_streamed_kernel_that_is_tuned_later_may_still_win(streamed, stays):
+    better = config("fwd_streamed", 128)
+    tuner = MadeUp(
+        lambda c, case: {"fwd_resident": 1.0}.get(c.kernel, 2.0 if c != better else streamed)
+    )
+    tuner.tune(goal("fwd_resident"), [config("fwd_resident")])
+    assert tuner.architecture.find("fwd_resident", 16, 64, 204) is not None
+    # What serves other calls is no rival.
+    tuner.tune(goal("fwd_streamed", None), [config("fwd_streamed", 32, num_keys=None)])
+    assert tuner.architecture.find("fwd_resident", 16, 64, 204) is not None
+    tuner.tune(goal("fwd_streamed"), [better])
+    assert (tuner.architecture.find("fwd_resident", 16, 64, 204) is not None) is stays
+    assert tuner.architecture.find("fwd_streamed", 16, 64, 204) == better
+
+
+def test_the_resident_backward_kernel_is_used_from_where_it_pays(monkeypatch):
+    monkeypatch.setattr(tune, "_multiprocessors", lambda device: 132)
+    case = replace(CASE, batch=64, num_heads=12)
+    pair = config("bwd_query", 32)
+
+    def seconds(c, case):
+        if c.kernel == "bwd_resident":
+            return 1.0 if case.batch > 8 else 2.0
+        return 1.5 if c != pair or case.batch > 16 else 0.9
+
+    tuner = MadeUp(seconds)
+    tuner.tune(goal("bwd_resident", cases=(case,)), [config("bwd_resident")])
+    assert tuner.architecture.find("bwd_resident", 16, 64, 204).programs_per_sm == 1
+    tuner.tune(goal("bwd_query"), [pair])
+    assert tuner.architecture.find("bwd_resident", 16, 64, 204).programs_per_sm == 2
+
+
 def test_goals_are_tuned_in_order_until_the_time_is_up(capsys):
     tuner = MadeUp(lambda c, case: 1.0)
     goals = [goal("bwd_key"), goal("bwd_query"), goal("fwd_streamed")]
-    able = {one: [config(one.kernel)] for one in goals} | {goals[1]: []}
-    kept = []
-    done = run(tuner, goals, able, NEVER, lambda d: kept.append(len(d)))
+    kept, asked = [], []
+
+    def able(one, until):
+        asked.append(one)
+        # Half of the time that is left is for the timing, and for later goals.
+        assert time.monotonic() < until < (time.monotonic() + NEVER) / 2
+        return [] if one == goals[1] else [config(one.kernel)]
+
+    done = run(tuner, goals, able, NEVER, lambda d: kept.append((len(d), len(tuner.noted))))
+    assert asked == goals
     assert done == [goals[0], goals[2]]
-    assert kept == [1, 2]
+    # After each goal, and once more with what is fastest, as soon as both passes are tuned.
+    assert kept == [(1, 0), (2, 0), (2, 2)]
     said = capsys.readouterr().out
     assert "bwd_query, 16 bits, head_dim 64, at most 256 keys: no candidate is left" in said
     assert run(tuner, goals, able, time.monotonic() - 1, lambda d: None) == []
     assert capsys.readouterr().out.count("the time was up") == 3
 
 
-def test_the_resident_backward_kernel_is_used_from_where_it_pays(monkeypatch):
-    monkeypatch.setattr(tune, "_multiprocessors", lambda device: 132)
-    case = replace(CASE, batch=64, num_heads=12)
-    tuner = MadeUp(lambda c, case: 1.0 if (c.kernel == "bwd_resident") == (case.batch > 8) else 2.0)
-    tuner.tune(goal("bwd_resident", cases=(case,)), [config("bwd_resident")])
-    assert tuner.architecture.find("bwd_resident", 16, 64, 204).programs_per_sm == 1
+def test_a_goal_that_cannot_be_timed_changes_nothing():
+    tuner = MadeUp(lambda c, case: 1.0)
+    tuner.times = lambda goal, candidates, rounds: {}
+    kept = []
+    assert (
+        run(tuner, [goal("bwd_key")], lambda *given: [config("bwd_key")], NEVER, kept.append) == []
+    )
+    assert kept == []
+    assert tuner.architecture == BEFORE
+    # A GPU that fails from now on is no reason to prefer the rival.
+    real = MadeUp(lambda c, case: 1.0)
+    tuner.times = lambda goal, found, rounds: (
+        {} if "fwd_streamed" in {c.kernel for c in found} else real.times(goal, found, rounds)
+    )
+    with pytest.raises(RuntimeError, match="fwd_resident and fwd_streamed ran before"):
+        tuner.tune(goal("fwd_resident"), [config("fwd_resident")])
+    assert tuner.architecture == BEFORE
 
 
-def test_candidates_are_timed_and_the_fastest_backends_noted(monkeypatch):
+def test_what_is_fastest_is_known_after_the_two_kernels_of_the_main_shape():
+    reached = {}
+    for number in range(1, len(GOALS) + 1):
+        if main := settled(GOALS[number - 1], GOALS, GOALS[:number]):
+            kind = (main.dtype_bits, main.head_dim)
+            reached.setdefault(kind, []).append(number)
+            assert main == next(g for g in GOALS if (g.dtype_bits, g.head_dim) == kind)
+    # Later goals of the same shape may change it; those of other shapes do not.
+    assert reached[16, 64] == [2, 3, 4, 5]
+    assert set(reached) == {(g.dtype_bits, g.head_dim) for g in GOALS}
+    only = [g for g in GOALS if g.kernel == "fwd_resident"]
+    assert settled(only[0], only, only[:1]) == only[0]
+
+
+@pytest.mark.parametrize("beats", [True, False])
+def test_the_fastest_backend_is_noted(monkeypatch, beats):
+    tuner = MadeUp(lambda c, case: 1.0)
+    other = {"dtype_bits": 32, "head_dim": 64}
+    mine = {"dtype_bits": 16, "head_dim": 64}
+    tuner.architecture = replace(BEFORE, fastest=(mine, other))
+    monkeypatch.setattr(tuner, "_beats_eager", lambda case, dtype: beats or case.mixing == OFF)
+    tuner.fastest(goal("fwd_streamed"))
+    assert tuner.architecture.fastest == ((other, mine) if beats else (other,))
+
+
+def test_candidates_are_timed_and_logged():
     clock = EventClock() if DEVICE.type == "cuda" else HostClock()
-    tuner = Tuner(launch.architecture(DEVICE), DEVICE, clock)
+    rows = []
+    tuner = Tuner(launch.architecture(DEVICE), DEVICE, clock, rows.append)
     one = goal("fwd_streamed", cases=(replace(CASE, num_tokens=5),))
     good = Config("fwd_streamed", 16, 64, 256, 32, 32, 4, 1)
     broken = replace(good, BLOCK_M=48)
     times = tuner.times(one, [good, broken], rounds=2)
     assert list(times) == [good]
     assert times[good][0] > 0
-    for beats in (True, False):
-        monkeypatch.setattr(tuner, "_beats_eager", lambda case, dtype, answer=beats: answer)
-        tuner.fastest([one])
-        found = {"dtype_bits": 16, "head_dim": 64} in tuner.architecture.fastest
-        assert found is beats
+    timed, failed = (json.loads(json.dumps(row)) for row in rows)
+    assert timed["config"]["BLOCK_M"] == 32
+    assert timed["case"]["num_tokens"] == 5
+    assert len(timed["rounds_ms"]) == 2
+    assert "power of 2" in failed["reason"]
 
 
-@pytest.mark.interfaces
-def test_triton_keeps_compiled_kernels_where_trials_look():
-    runtime, compiler = (
-        pytest.importorskip("triton.runtime"),
-        sys.modules["triton.compiler.compiler"],
+# Tunes goals without end, by a clock that stands still.
+ENDLESS = """
+import sys
+from functools import partial
+from pathlib import Path
+import torch
+from bench import candidates, tune
+from bench.operators import MAIN
+from bench.rows import append_rows
+from tokenmix_ops.backends.triton import configs
+
+class Standing(tune.Tuner):
+    def _contender(self, case, dtype, backend):
+        pass
+    def _time(self, contender, of_pass, rounds, seconds):
+        seconds += [1e-3] * rounds
+
+folder = Path(sys.argv[1])
+def log(row):
+    append_rows(folder / "tune-cpu.jsonl", [row])
+
+tuner = Standing(configs.load("sm_90"), torch.device("cpu"), None, log)
+goals = [candidates.Goal("bwd_query", 16, 64, keys, (MAIN,)) for keys in range(256, 100_000)]
+def able(goal, until):
+    return [configs.Config("bwd_query", 16, 64, goal.num_keys, rows, 64, 4, 2) for rows in (32, 64)]
+tune.settled = lambda goal, goals, done: None
+keep = tune.keeper(tuner, folder / "sm_90.json", "no GPU")
+tune.run(tuner, goals, able, float("inf"), keep)
+"""
+
+
+def test_a_run_that_is_killed_leaves_a_valid_file_and_valid_rows(tmp_path):
+    running = subprocess.Popen(
+        [sys.executable, "-c", ENDLESS, str(tmp_path)], stdout=subprocess.PIPE, text=True
     )
-    for kernel in launch.KERNELS.values():
-        compiled = runtime.JITFunction(kernel.fn)
-        assert compiled.arg_names == kernel.arg_names
-        assert compiled.device_caches == {}
-    assert "n_spills" in inspect.getsource(compiler.CompiledKernel)
-    taken = inspect.signature(compiler.CompiledKernel.__getitem__)
-    assert list(taken.parameters) == ["self", "grid"]
+    said = [running.stdout.readline() for _ in range(12)]
+    running.send_signal(signal.SIGKILL)
+    running.communicate()
+    assert running.returncode == -signal.SIGKILL, said
+    # The goal that was said last may not be written yet.
+    found = configs.read(tmp_path / "sm_90.json", "sm_90")
+    shipped = configs.load("sm_90").configs
+    new = [c.num_keys for c in found.configs if c not in shipped]
+    assert len(new) >= 11
+    assert new == list(range(256, 256 + len(new)))
+    assert f"bwd_query 16/64/{new[-1]}; the rest: " in found.source
+    rows = read_rows(tmp_path / "tune-cpu.jsonl")
+    # One candidate of a goal to warm up, both roughly, and both thoroughly.
+    assert len(rows) >= 5 * len(new)
+    assert all(row["median_ms"] == 1 for row in rows)
+
+
+@pytest.fixture
+def gpu(monkeypatch, tmp_path):
+    """A GPU that is none: its package's folder, and what `tune_this_gpu` asks of it."""
+    folder = tmp_path / "package"
+    folder.mkdir()
+    write(folder / "sm_90.json", BEFORE)
+    monkeypatch.setattr(configs, "FOLDER", folder)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "NVIDIA H200")
+    monkeypatch.setattr(launch, "architecture", lambda device: BEFORE)
+    monkeypatch.setattr(tune, "chip_of", lambda device: Chip())
+    monkeypatch.setattr(tune, "environment", lambda device, commit: {"commit": commit})
+    return folder
+
+
+class NoPool:
+    def __init__(self, processes):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *reason):
+        pass
+
+
+class AllAble:
+    """Trials that everything passes."""
+
+    def __init__(self, pool, candidates, device, log):
+        self.candidates = candidates
+
+    def able(self, goal, until):
+        return self.candidates[goal]
+
+
+@pytest.fixture
+def made_up(gpu, monkeypatch):
+    class Quick(MadeUp):
+        def __init__(self, architecture, device, clock, log):
+            super().__init__(lambda c, case: c.BLOCK_M / 1e3)
+            self.architecture, self.log = architecture, log
+
+        def times(self, goal, candidates, rounds):
+            self._log(goal, candidates[0], goal.cases[0], {"median_ms": 1})
+            return super().times(goal, candidates, rounds)
+
+        def _rival(self, kernel, goal):
+            return config(kernel, 128)
+
+    monkeypatch.setattr(tune, "Tuner", Quick)
+    monkeypatch.setattr(tune, "Pool", NoPool)
+    monkeypatch.setattr(tune, "Trials", AllAble)
+    return gpu
+
+
+def test_results_get_the_file_and_rows_and_the_package_stays(made_up, tmp_path, capsys):
+    before = (made_up / "sm_90.json").read_bytes()
+    results = tmp_path / "results"
+    arguments = ["tune", "--results", str(results), "--commit", "abc", "--kernels"]
+    command.main([*arguments, "bwd_key"])
+    assert f"written: {results / 'sm_90.json'}" in capsys.readouterr().out
+    assert (made_up / "sm_90.json").read_bytes() == before
+    assert sorted(path.name for path in results.iterdir()) == ["sm_90.json", "tune-h200.jsonl"]
+    found = configs.read(results / "sm_90.json", "sm_90")
+    assert found.find("bwd_key", 16, 64, 204).num_keys == 256
+    assert found.source.startswith("measured on NVIDIA H200")
+    rows = read_rows(results / "tune-h200.jsonl")
+    assert {row["suite"] for row in rows} == {"tune"}
+    assert {row["commit"] for row in rows} == {"abc"}
+    # A second run continues both.
+    command.main([*arguments, "bwd_query"])
+    again = configs.read(results / "sm_90.json", "sm_90")
+    assert again.find("bwd_key", 16, 64, 204) == found.find("bwd_key", 16, 64, 204)
+    assert again.find("bwd_query", 16, 64, 204).num_keys == 256
+    assert read_rows(results / "tune-h200.jsonl")[: len(rows)] == rows
+
+
+def test_without_results_the_package_is_written(made_up, tmp_path):
+    command.main(["tune", "--kernels", "bwd_key"])
+    found = configs.read(made_up / "sm_90.json", "sm_90")
+    assert found.find("bwd_key", 16, 64, 204).num_keys == 256
+    assert [path.name for path in made_up.iterdir()] == ["sm_90.json"]
+
+
+def test_a_package_that_cannot_be_written_is_said_before_the_minutes_are_spent(gpu, monkeypatch):
+    monkeypatch.setattr(tune.os, "access", lambda path, mode: False)
+    with pytest.raises(SystemExit, match=r"expected to write into .*package; give --results"):
+        command.main(["tune"])

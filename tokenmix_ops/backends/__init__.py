@@ -103,7 +103,7 @@ def select(
         able = [n for n in BACKENDS if _refusal(n, query, key, value, plan) is None]
         raise RuntimeError(
             f"backend {requested!r} ({source}) cannot compute this call: {refusal}; "
-            f"nearest that can: {able[0] if able else 'none'}"
+            + (f"request {able[0]!r}, which can" if able else "no other can")
         )
     reasons = [f"{name}: {_passed_over(name, query, key, value, plan)}" for name in BACKENDS]
     raise RuntimeError("no backend can compute this call:\n" + "\n".join(reasons))
@@ -115,7 +115,12 @@ def explain(
     """Says which backend `select` would return, and why not the others."""
     chosen = select(query, key, value, plan, requested).name
     requested, source = _request(requested)
-    because = "the fastest known" if requested is None else f"requested by {source}"
+    if requested is not None:
+        because = f"requested by {source}"
+    elif chosen == list(BACKENDS)[-1]:
+        because = "the default where nothing faster is measured"
+    else:
+        because = "measured to be the fastest"
     others = {}
     for name in BACKENDS:
         if name != chosen:
@@ -127,6 +132,21 @@ def explain(
 def machine_report() -> dict[str, str | None]:
     """Returns why each backend cannot run on this machine, or None if it can."""
     return {name: BACKENDS[name].unavailable() for name in BACKENDS}
+
+
+def environment_request() -> str | None:
+    """Says what TOKENMIX_BACKEND requests of every call, and why that cannot be met; None if it is
+    not set."""
+    name = os.environ.get(VARIABLE)
+    if not name:
+        return None
+    try:
+        check_name(name, f"environment variable {VARIABLE}")
+    except ValueError as error:
+        return f"{error}; every call will raise this error"
+    request = f"{VARIABLE} requests {name!r} for every call"
+    reason = BACKENDS[name].unavailable()
+    return f"{request}, which will raise an error: {reason}" if reason else request
 
 
 def _request(argument: str | None) -> tuple[str | None, str]:

@@ -42,6 +42,11 @@ def test_explain(capsys):
     assert "eager: can run" in run(capsys, "explain")[1]
 
 
+def test_explain_says_what_the_environment_requests(capsys, monkeypatch):
+    monkeypatch.setenv("TOKENMIX_BACKEND", "eager")
+    assert "TOKENMIX_BACKEND requests 'eager' for every call\n" in run(capsys, "explain")[1]
+
+
 @pytest.mark.interfaces
 def test_shapes_writes_a_world(capsys, tmp_path):
     status, out, _ = run(

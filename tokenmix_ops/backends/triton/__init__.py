@@ -8,6 +8,7 @@ for experiments and tests.
 from __future__ import annotations
 
 import os
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
@@ -28,7 +29,9 @@ def unavailable() -> str | None:
     """Why this machine cannot run the backend; None if it can."""
     if find_spec("triton") is None:
         return "Triton is not installed; pip install 'tokenmix_ops[triton]'"
-    if not interpreted() and not torch.cuda.is_available():
+    if interpreted():
+        return _interpreter_fault()
+    if not torch.cuda.is_available():
         return "no CUDA GPU (TRITON_INTERPRET=1 in the environment runs it on a CPU, very slowly)"
     return None
 
@@ -37,6 +40,20 @@ def unavailable() -> str | None:
 def interpreted() -> bool:
     """Whether this process runs kernels in Triton's interpreter instead of compiling them."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+
+
+def _interpreter_fault() -> str | None:
+    """Why Triton's interpreter would fail here; None if it works."""
+    if find_spec("numpy") is None:
+        return "Triton's interpreter needs NumPy; pip install numpy"
+    # Until 3.7 it turned arrays of one number into integers, which NumPy 2.4 forbids.
+    old, new = (tuple(map(int, version(n).split(".")[:2])) for n in ("triton", "numpy"))
+    if old < (3, 7) and new >= (2, 4):
+        return (
+            f"the interpreter of Triton {version('triton')} fails with NumPy {version('numpy')}; "
+            "pip install 'numpy<2.4'"
+        )
+    return None
 
 
 def unsupported(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> str | None:

@@ -17,6 +17,7 @@ import triton.language as tl
 from tokenmix_ops.backends.triton.keys import (
     LOG2E,
     add_product,
+    gains_between,
     gains_of,
     key_offsets,
     load_keys,
@@ -46,10 +47,11 @@ def _weights_and_slopes(
     Per-query and per-key arguments must broadcast against them. If MASKED, P and dS are 0 for keys
     that are not ``used``.
     """
+    factors = scale2
     if L.gains:
-        gains = gains_of(of_queries, of_keys, gain)
-        scores *= gains
-    weights = tl.exp2(scores * scale2 - lse)
+        gains = gains_of(of_queries, of_keys, gain, L)
+        factors = gains * scale2
+    weights = tl.exp2(scores * factors - lse)
     if MASKED:
         weights = tl.where(used, weights, 0.0)
     slopes = weights * (slopes - delta)
@@ -74,6 +76,16 @@ def _store_keys(
 @triton.jit
 def _zeros(WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
     return tl.zeros([WIDTH, BLOCK_D], tl.float32)
+
+
+@triton.jit
+def _side_by_side(of_parts, tile: tl.constexpr, PARTS: tl.constexpr):
+    """The matrices [keys, queries] of a key tile as one, whose columns the parts take in turn."""
+    if PARTS == 1:
+        return of_parts[0][tile]
+    else:
+        both = tl.join(of_parts[0][tile], of_parts[1][tile])
+        return tl.reshape(both, [both.shape[0], both.shape[1] * PARTS])
 
 
 @triton.jit
@@ -135,44 +147,61 @@ def bwd_resident_kernel(
         tiles += (
             load_keys(
                 slots_of(TILES[i].first, TILES[i].width), row,
-                key, value, key_index, key_frame, key_strides, value_strides,
+                key, value, key_index, key_frame, gain, key_strides, value_strides,
                 TILES[i].ragged, BLOCK_D, L,
             ),
         )  # fmt: skip
         key_grads += (_zeros(TILES[i].width, BLOCK_D),)
         value_grads += (_zeros(TILES[i].width, BLOCK_D),)
 
+    # Two parts of a tile of queries share a product for dQ, which takes hardly longer than for one.
+    PARTS: tl.constexpr = 2 if BLOCK_M > 32 else 1
+    WIDTH: tl.constexpr = BLOCK_M // PARTS
     scale2 = scale * LOG2E
     for start in range(0, L.group_queries, BLOCK_M):
-        queries = start + tl.arange(0, BLOCK_M)
-        inside = queries < L.group_queries
-        of_queries = query_frames(queries, row, L)
-        q_offsets = query_offsets(queries, row, query_strides, L)
-        g_offsets = query_offsets(queries, row, output_grad_strides, L)
-        out_offsets = output_offsets(queries, row, L)
-        rows = load_rows(query, q_offsets, inside, True, BLOCK_D, L)
-        grads = load_rows(output_grad, g_offsets, inside, True, BLOCK_D, L)
-        outputs = load_rows(output, out_offsets, inside, True, BLOCK_D, L)
-        lse_rows = tl.load(lse + queries, mask=inside, other=0.0)
-        delta = tl.sum(grads.to(tl.float32) * outputs.to(tl.float32), 1)
+        of_parts = ()
+        for part in tl.static_range(PARTS):
+            queries = start + part * WIDTH + tl.arange(0, WIDTH)
+            inside = queries < L.group_queries
+            of_queries = query_frames(queries, row, L)
+            q_offsets = query_offsets(queries, row, query_strides, L)
+            g_offsets = query_offsets(queries, row, output_grad_strides, L)
+            rows = load_rows(query, q_offsets, inside, True, BLOCK_D, L)
+            grads = load_rows(output_grad, g_offsets, inside, True, BLOCK_D, L)
+            outputs = load_rows(output, output_offsets(queries, row, L), inside, True, BLOCK_D, L)
+            lse_rows = tl.load(lse + queries, mask=inside, other=0.0)
+            delta = tl.sum(grads.to(tl.float32) * outputs.to(tl.float32), 1)
+            next_key_grads = ()
+            next_value_grads = ()
+            of_tiles = ()
+            for i in tl.static_range(len(TILES)):
+                keys, values, of_keys = tiles[i]
+                slots = slots_of(TILES[i].first, TILES[i].width)
+                weights, slopes = _weights_and_slopes(
+                    product(keys, tl.trans(rows), L), product(values, tl.trans(grads), L),
+                    lse_rows[None, :], delta[None, :], (slots < L.num_keys)[:, None],
+                    of_queries[None, :], of_keys[:, None], gain, scale2, TILES[i].ragged, L,
+                )  # fmt: skip
+                slopes = slopes.to(rows.dtype)
+                next_value_grads += (
+                    add_product(value_grads[i], weights.to(grads.dtype), grads, L),
+                )
+                next_key_grads += (add_product(key_grads[i], slopes, rows, L),)
+                of_tiles += (slopes,)
+            key_grads = next_key_grads
+            value_grads = next_value_grads
+            of_parts += (of_tiles,)
+
         query_grads = tl.zeros([BLOCK_D, BLOCK_M], tl.float32)
-        next_key_grads = ()
-        next_value_grads = ()
         for i in tl.static_range(len(TILES)):
-            keys, values, of_keys = tiles[i]
-            slots = slots_of(TILES[i].first, TILES[i].width)
-            weights, slopes = _weights_and_slopes(
-                product(keys, tl.trans(rows), L), product(values, tl.trans(grads), L),
-                lse_rows[None, :], delta[None, :], (slots < L.num_keys)[:, None],
-                of_queries[None, :], of_keys[:, None], gain, scale2, TILES[i].ragged, L,
-            )  # fmt: skip
-            slopes = slopes.to(rows.dtype)
-            next_value_grads += (add_product(value_grads[i], weights.to(grads.dtype), grads, L),)
-            next_key_grads += (add_product(key_grads[i], slopes, rows, L),)
-            query_grads = add_product(query_grads, tl.trans(keys), slopes, L)
-        key_grads = next_key_grads
-        value_grads = next_value_grads
-        store_rows(query_grad, out_offsets, tl.trans(query_grads) * scale, inside, BLOCK_D, L)
+            slopes = _side_by_side(of_parts, i, PARTS)
+            query_grads = add_product(query_grads, tl.trans(tiles[i][0]), slopes, L)
+        lanes = tl.arange(0, BLOCK_M)
+        queries = start + lanes % PARTS * WIDTH + lanes // PARTS
+        store_rows(
+            query_grad, output_offsets(queries, row, L), tl.trans(query_grads) * scale,
+            queries < L.group_queries, BLOCK_D, L,
+        )  # fmt: skip
 
     for i in tl.static_range(len(TILES)):
         _store_keys(
@@ -196,7 +225,7 @@ def _query_step(
 ):  # fmt: skip
     """Adds one key tile's contribution to the unscaled dQ."""
     keys, values, of_keys = load_keys(
-        slots, row, key, value, key_index, key_frame, key_strides, value_strides,
+        slots, row, key, value, key_index, key_frame, gain, key_strides, value_strides,
         MASKED, BLOCK_D, L,
     )  # fmt: skip
     _, slopes = _weights_and_slopes(
@@ -368,7 +397,11 @@ def bwd_key_kernel(
         # Each iteration handles the lowest remaining row: the next use of every token in it.
         while row < L.num_rows:
             used = slots // L.num_keys == row
-            of_keys = tl.load(key_frame + slots, mask=used, other=-1) if L.gains else slots
+            of_keys = slots
+            if L.gains:
+                of_keys = tl.load(key_frame + slots, mask=used, other=-1)
+                if L.group_frames == 1:
+                    of_keys = gains_between(row, of_keys, gain)
             key_grads, value_grads = _over_queries(
                 keys, values, used, of_keys, row, key_grads, value_grads,
                 output_grad, query, lse, delta,
@@ -388,7 +421,7 @@ def bwd_key_kernel(
     elif tile < key_tiles:
         slots = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         keys, values, of_keys = load_keys(
-            slots, row, key, value, key_index, key_frame,
+            slots, row, key, value, key_index, key_frame, gain,
             key_strides, value_strides, True, BLOCK_D, L,
         )  # fmt: skip
         key_grads, value_grads = _over_queries(

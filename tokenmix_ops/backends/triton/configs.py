@@ -26,9 +26,15 @@ class Config:
     BLOCK_N: int
     num_warps: int
     num_stages: int
+    maxnreg: int | None = None
+    """Registers that a thread may take, so that more programs share an SM; None leaves it to the
+    compiler."""
+    gain_by_frame: bool = False
+    """Whether the forward kernel that holds all keys looks for the largest logits frame by frame,
+    where it can. That saves multiplications where a thread has the keys of few frames."""
     programs_per_sm: int = 1
-    """For the kernels that hold all keys: programs per SM to split the work into (forward), or
-    below which another kernel is used (backward)."""
+    """For the kernels that hold all keys: programs that run on an SM at once (forward), or below
+    which another kernel is used (backward)."""
 
     def fits(self, kernel: str, dtype_bits: int, head_dim: int, num_keys: int) -> bool:
         return (
@@ -77,10 +83,14 @@ def replaced(architecture: Architecture) -> Iterator[None]:
         _replacements.update(before)
 
 
+def read(path: Path, name: str) -> Architecture:
+    """Reads the configurations of an architecture from a file such as those beside this one."""
+    content: dict[str, Any] = json.loads(path.read_text())
+    configs = tuple(Config(**entry) for entry in content["configs"])
+    return Architecture(name, content["source"], tuple(content["fastest"]), configs)
+
+
 @lru_cache
 def _read(name: str) -> Architecture:
     path = FOLDER / f"{name}.json"
-    known = path if path.exists() else FOLDER / "default.json"
-    content: dict[str, Any] = json.loads(known.read_text())
-    configs = tuple(Config(**entry) for entry in content["configs"])
-    return Architecture(name, content["source"], tuple(content["fastest"]), configs)
+    return read(path if path.exists() else FOLDER / "default.json", name)

@@ -103,27 +103,53 @@ def key_offsets(slots, row, key_index, strides, L: tl.constexpr):
 
 
 @triton.jit
-def key_frames(slots, row, key_frame, L: tl.constexpr):
-    """The frames that keys count as for the gain; -1 for keys whose logits are never scaled."""
+def key_frames(slots, row, key_frame, gain, L: tl.constexpr):
+    """The frames that keys count as for the gain; -1 for keys whose logits are never scaled.
+
+    Where all queries of a row are of one frame, the gains themselves.
+    """
     if L.num_full_tokens < 0:
         inside = slots < L.num_keys
-        return tl.load(key_frame + row * L.num_keys + slots, mask=inside, other=-1)
+        frames = tl.load(key_frame + row * L.num_keys + slots, mask=inside, other=-1)
     else:
-        frames, tokens = strided_tokens(slots, L)
-        return tl.where(tokens < L.num_prefix_tokens, -1, frames + row * L.group_frames)
+        of_group, tokens = strided_tokens(slots, L)
+        frames = tl.where(tokens < L.num_prefix_tokens, -1, of_group + row * L.group_frames)
+    if L.group_frames == 1:
+        return gains_between(row, frames, gain)
+    else:
+        return frames
 
 
 @triton.jit
-def gains_of(of_queries, of_keys, gain):
-    """Factors of the logits, from broadcastable frames of queries and keys."""
+def gains_between(of_queries, of_keys, gain):
     return tl.where(of_queries == of_keys, 1.0, tl.where(of_keys == -1, 1.0, gain))
+
+
+@triton.jit
+def gains_of(of_queries, of_keys, gain, L: tl.constexpr):
+    """Factors of the logits, from broadcastable frames of queries and `key_frames`."""
+    if L.group_frames == 1:
+        return of_keys
+    else:
+        return gains_between(of_queries, of_keys, gain)
+
+
+@triton.jit
+def row_pointers(base, offsets, BLOCK_D: tl.constexpr, L: tl.constexpr):
+    """Pointers to rows of head_dim numbers at these offsets [rows].
+
+    Triton takes strides for odd unless 16 divides them, and reads odd rows number by number.
+    """
+    alignment: tl.constexpr = L.alignment
+    pointers = base + (offsets[:, None] + tl.arange(0, BLOCK_D)[None, :])
+    return tl.multiple_of(pointers, [1, alignment])
 
 
 @triton.jit
 def load_rows(base, offsets, inside, MASKED: tl.constexpr, BLOCK_D: tl.constexpr, L: tl.constexpr):
     """Loads rows of head_dim numbers at these offsets [rows]; zero where not ``inside``."""
     dims = tl.arange(0, BLOCK_D)
-    pointers = base + (offsets[:, None] + dims[None, :])
+    pointers = row_pointers(base, offsets, BLOCK_D, L)
     if L.head_dim < BLOCK_D:
         mask = inside[:, None] & (dims < L.head_dim)[None, :]
         return tl.load(pointers, mask=mask, other=0.0)
@@ -135,16 +161,16 @@ def load_rows(base, offsets, inside, MASKED: tl.constexpr, BLOCK_D: tl.constexpr
 
 @triton.jit
 def load_keys(
-    slots, row, key, value, key_index, key_frame, key_strides, value_strides,
+    slots, row, key, value, key_index, key_frame, gain, key_strides, value_strides,
     MASKED: tl.constexpr, BLOCK_D: tl.constexpr, L: tl.constexpr,
 ):  # fmt: skip
-    """Loads keys and values in these slots, zero past the last, and the frames they count as."""
+    """Loads keys and values in these slots, zero past the last, and their `key_frames`."""
     inside = slots < L.num_keys
     k_offsets = key_offsets(slots, row, key_index, key_strides, L)
     v_offsets = key_offsets(slots, row, key_index, value_strides, L)
     keys = load_rows(key, k_offsets, inside, MASKED, BLOCK_D, L)
     values = load_rows(value, v_offsets, inside, MASKED, BLOCK_D, L)
-    of_keys = key_frames(slots, row, key_frame, L) if L.gains else slots
+    of_keys = key_frames(slots, row, key_frame, gain, L) if L.gains else slots
     return keys, values, of_keys
 
 
@@ -152,7 +178,7 @@ def load_keys(
 def store_rows(base, offsets, rows, inside, BLOCK_D: tl.constexpr, L: tl.constexpr):
     dims = tl.arange(0, BLOCK_D)
     mask = inside[:, None] & (dims < L.head_dim)[None, :]
-    pointers = base + (offsets[:, None] + dims[None, :])
+    pointers = row_pointers(base, offsets, BLOCK_D, L)
     tl.store(pointers, rows.to(base.dtype.element_ty), mask=mask)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
+from math import gcd
+from threading import RLock
 from typing import Any, NamedTuple
 
 import torch
@@ -30,6 +32,11 @@ KERNELS = {
 }
 """The kernels under the names that launch configurations use."""
 
+_first_launch = RLock()
+# Triton loads a compiled kernel into the driver at its first launch, unprotected: a second thread
+# may find it half loaded and launch a null function. Several kinds may share one compiled kernel,
+# hence one lock for all; reentrant, because Triton's hooks may launch kernels too.
+
 
 class Launch:
     """A kernel for one kind of call.
@@ -42,6 +49,7 @@ class Launch:
         self.config = config
         given = {"L": layout, **constants, **tile_constants(self.kernel, layout, config)}
         self.constants = {name: given[name] for name in self.kernel.arg_names if name in given}
+        self.options = options(config, layout)
         self.compiled: Any = None
 
     def __call__(self, programs: int, *arguments: Any) -> None:
@@ -52,22 +60,30 @@ class Launch:
         if self.compiled is not None:
             self.compiled[(programs, 1, 1)](*arguments, *self.constants.values())
             return
-        self.compiled = self.kernel[(programs,)](
-            *arguments,
-            **self.constants,
-            num_warps=self.config.num_warps,
-            num_stages=self.config.num_stages,
-            enable_fp_fusion=True,
-        )
+        with _first_launch:
+            self.compiled = self.kernel[(programs,)](*arguments, **self.constants, **self.options)
+
+
+def options(config: Config, layout: Layout) -> dict[str, Any]:
+    """Returns what Triton's compiler is told beside a kernel's constants."""
+    gain_of_each_key = layout.gains and not layout.gain_period
+    return {
+        "num_warps": config.num_warps,
+        "num_stages": config.num_stages,
+        # Gains of single keys take more registers than were counted on.
+        "maxnreg": None if gain_of_each_key else config.maxnreg,
+        "enable_fp_fusion": True,
+    }
 
 
 def tile_constants(kernel: Any, layout: Layout, config: Config) -> dict[str, Any]:
-    """Returns the tile sizes that a kernel is compiled for."""
+    """Returns what a kernel is compiled for by its launch configuration."""
     tiles: dict[str, Any] = {
         "BLOCK_M": config.BLOCK_M,
         "BLOCK_N": config.BLOCK_N,
         "BLOCK_D": max(16, triton.next_power_of_2(layout.head_dim)),
         "TILES": key_tiles(layout.num_keys, config.BLOCK_N),
+        "PERIOD": layout.gain_period if config.gain_by_frame else 0,
     }
     return {name: tiles[name] for name in kernel.arg_names if name in tiles}
 
@@ -91,6 +107,21 @@ def key_tiles(num_keys: int, width: int) -> tuple[Tile, ...]:
     return tuple(tiles)
 
 
+@lru_cache(maxsize=4096)
+def tiles_per_program(groups: int, tiles: int, at_once: int) -> int:
+    """Returns how many of a group's query tiles one program should handle.
+
+    The GPU runs ``at_once`` programs, in waves. Each program first loads its keys, which takes
+    about as long as a tile.
+    """
+
+    def duration(each: int) -> int:
+        programs = groups * -(-tiles // each)
+        return -(-programs // at_once) * (each + 1)
+
+    return min(range(1, tiles + 1), key=lambda each: (duration(each), -each))
+
+
 def forward(
     query: Tensor,
     key: Tensor,
@@ -108,7 +139,7 @@ def forward(
     if query.shape[0] == 0:
         return output, lse
     video = (num_tokens, num_prefix_tokens, num_full_tokens)
-    kind = _kind(query, key, value, key_index, video, cross_frame_gain)
+    kind = _kind(query, key, value, key_index, key_frame, video, cross_frame_gain)
     layout, launch, strides = _forward_launch(kind, scale < 0)
     groups = query.shape[0] * layout.num_rows * layout.num_heads
     tiles = -(-layout.group_queries // launch.config.BLOCK_M)
@@ -119,8 +150,8 @@ def forward(
         if launch.kernel is fwd_streamed_kernel:
             launch(groups * tiles, *tensors, *strides, magnitude, cross_frame_gain)
         else:
-            wanted = launch.config.programs_per_sm * _num_sms(query.device)
-            each = -(-tiles // min(tiles, -(-wanted // groups)))
+            at_once = launch.config.programs_per_sm * _num_sms(query.device)
+            each = tiles_per_program(groups, tiles, at_once)
             programs = groups * -(-tiles // each)
             launch(programs, *tensors, *strides, magnitude, cross_frame_gain, each)
     return output, lse
@@ -153,10 +184,17 @@ def backward(
         output_grad = output_grad.contiguous()
     output, lse = output.contiguous(), lse.contiguous()
     video = (num_tokens, num_prefix_tokens, num_full_tokens)
-    kind = _kind(query, key, value, key_index, video, cross_frame_gain)
+    kind = _kind(query, key, value, key_index, key_frame, video, cross_frame_gain)
     of_grads = (output_grad.stride(), key_grad.stride(), value_grad.stride())
-    aligned = tuple(t.data_ptr() % 16 == 0 for t in (output_grad, output, lse))
-    layout, resident, by_query, by_key, read, written = _backward_launches(kind, of_grads, aligned)
+    starts = (
+        output_grad.data_ptr() % 16,
+        output.data_ptr() % 16,
+        lse.data_ptr() % 16,
+        token_order.data_ptr() % 16,
+        use_start.data_ptr() % 16,
+        uses.data_ptr() % 16,
+    )
+    layout, resident, by_query, by_key, read, written = _backward_launches(kind, of_grads, starts)
     groups = query.shape[0] * layout.num_rows * layout.num_heads
     numbers = (scale, cross_frame_gain)
     with _on_device_of(query):
@@ -221,8 +259,9 @@ class Kind(NamedTuple):
     table_shape: tuple[int, ...]
     strides: tuple[tuple[int, ...], ...]
     """Of query, key and value, as PyTorch counts them."""
-    aligned: tuple[bool, ...]
-    """Whether the memory of query, key and value starts at a multiple of 16 bytes."""
+    starts: tuple[int, ...]
+    """Addresses of query, key, value, key_index and key_frame, modulo 16. Memory that a call
+    allocates is aligned."""
     video: tuple[int, int, int | None]
     """num_tokens, num_prefix_tokens and num_full_tokens of the plan."""
     gains: bool
@@ -235,6 +274,7 @@ def _kind(
     key: Tensor,
     value: Tensor,
     key_index: Tensor,
+    key_frame: Tensor,
     video: tuple[int, int, int | None],
     cross_frame_gain: float,
 ) -> tuple[Any, ...]:
@@ -245,7 +285,13 @@ def _kind(
         query.shape[1:],
         key_index.shape,
         (query.stride(), key.stride(), value.stride()),
-        (query.data_ptr() % 16 == 0, key.data_ptr() % 16 == 0, value.data_ptr() % 16 == 0),
+        (
+            query.data_ptr() % 16,
+            key.data_ptr() % 16,
+            value.data_ptr() % 16,
+            key_index.data_ptr() % 16,
+            key_frame.data_ptr() % 16,
+        ),
         video,
         cross_frame_gain != 1.0,
         query.dtype == torch.float32 and _tf32_is_allowed(),
@@ -257,17 +303,19 @@ def _tf32_is_allowed() -> bool:
     return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
-def _layout(kind: Kind, written: tuple[tuple[int, ...], ...]) -> Layout:
-    """``written``: strides of tensors other than query, key, value and output."""
+def _layout(
+    kind: Kind, of_grads: tuple[tuple[int, ...], ...] = (), starts: tuple[int, ...] = ()
+) -> Layout:
+    """``of_grads`` and ``starts``: strides of the gradients, and addresses of the output and its
+    gradient modulo 16."""
     num_frames, num_queries, num_heads, head_dim = kind.query_shape
     num_rows, num_keys = kind.table_shape
     num_tokens, num_prefix_tokens, num_full_tokens = kind.video
     tokens = max(num_tokens, num_keys)
     contiguous = (0, num_queries * num_heads * head_dim, num_heads * head_dim, head_dim, 1)
-    reach = max(
-        num_frames * strides.frame + tokens * strides.token
-        for strides in map(_strides, (*kind.strides, *written, contiguous))
-    )
+    apart = [_strides(strides) for strides in (*kind.strides, *of_grads, contiguous)]
+    reach = max(num_frames * strides.frame + tokens * strides.token for strides in apart)
+    steps = (kind.dtype.itemsize * number for strides in apart for number in strides)
     return Layout(
         num_frames=num_frames,
         group_frames=num_frames // num_rows,
@@ -283,6 +331,7 @@ def _layout(kind: Kind, written: tuple[tuple[int, ...], ...]) -> Layout:
         precision="tf32" if kind.tf32 else "ieee",
         upcast=kind.dtype == torch.bfloat16 and kind.device.type != "cuda",
         wide=reach >= 2**31,
+        alignment=gcd(16, *kind.starts[:3], *starts, *steps),
     )
 
 
@@ -317,7 +366,7 @@ def _forward_launch(
     fields: tuple[Any, ...], negative: bool
 ) -> tuple[Layout, Launch, tuple[int, ...]]:
     kind = Kind(*fields)
-    layout = _layout(kind, ())
+    layout = _layout(kind)
     name, config = "fwd_resident", _find("fwd_resident", kind, layout)
     if config is None:
         name, config = "fwd_streamed", _find_any("fwd_streamed", kind, layout)
@@ -327,12 +376,12 @@ def _forward_launch(
 
 @lru_cache(maxsize=4096)
 def _backward_launches(
-    fields: tuple[Any, ...], of_grads: tuple[tuple[int, ...], ...], aligned: tuple[bool, ...]
+    fields: tuple[Any, ...], of_grads: tuple[tuple[int, ...], ...], starts: tuple[int, ...]
 ) -> tuple[Layout, Launch | None, Launch, Launch, tuple[int, ...], tuple[int, ...]]:
-    """``of_grads`` are strides of the gradients of output, key and value; ``aligned`` is whether
-    the memory of the output, its gradient and lse starts at a multiple of 16 bytes."""
+    """``of_grads`` are strides of the gradients of output, key and value; ``starts`` are addresses
+    of the output's gradient, output, lse, token_order, use_start and uses, modulo 16."""
     kind = Kind(*fields)
-    layout = _layout(kind, of_grads)
+    layout = _layout(kind, of_grads, starts[:2])
     config = None if layout.by_token else _find("bwd_resident", kind, layout)
     resident = Launch("bwd_resident", config, layout) if config else None
     by_query, by_key = (

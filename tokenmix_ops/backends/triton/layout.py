@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+ONE_PASS = 256
+"""Most keys whose logits a program holds in registers, so that its softmax takes one pass."""
 
 
 class Strides(NamedTuple):
@@ -19,8 +22,18 @@ class Strides(NamedTuple):
     head: int
 
 
+class Constant(dict[str, Any]):
+    """Base of dataclasses that kernels take as constants, equal to a dictionary of their fields.
+
+    Triton writes constants as JSON for users' hooks, and JSON knows dictionaries.
+    """
+
+    def __post_init__(self) -> None:
+        self.update(vars(self))
+
+
 @dataclass(frozen=True)
-class Tile:
+class Tile(Constant):
     """A tile of key slots."""
 
     first: int
@@ -30,7 +43,7 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class Layout:
+class Layout(Constant):
     """Everything that a kernel is compiled for except tiles and dtypes; no batch, no strides.
 
     A group is the set of queries that share a row of keys: those of the video or of one frame.
@@ -57,12 +70,19 @@ class Layout:
 
     wide: bool
     """Whether offsets within a video need 64 bits. Offsets of videos and heads always use them."""
+    alignment: int
+    """A power of two, at most 16, that divides the address of every row of head_dim numbers."""
     num_rows: int = field(init=False)
     group_queries: int = field(init=False)
     by_token: bool = field(init=False)
     """Whether key gradients are gathered by token, through the plan's inverse table."""
     num_unselected: int = field(init=False)
     """Number of tokens of a group that the strided rule leaves out."""
+    gain_period: int = field(init=False)
+    """Frames of a group, if slots past `num_unscaled` name them in turn, so that a frame's largest
+    logit is its largest score times its gain; 0 where kernels multiply each score."""
+    num_unscaled: int = field(init=False)
+    """Number of slots, the first ones, that hold prefix tokens; for a `gain_period`."""
 
     # Fields, not properties, so they are part of the key of Triton's cache of compiled kernels.
     def __post_init__(self) -> None:
@@ -73,3 +93,11 @@ class Layout:
         object.__setattr__(self, "by_token", by_token)
         none_left = self.selected or by_token
         object.__setattr__(self, "num_unselected", 0 if none_left else unselected)
+        frames, full = self.group_frames, max(self.num_full_tokens, 0)
+        # Tiles are multiples of 16 slots.
+        periodic = self.num_full_tokens >= 0 and frames in (2, 4, 8, 16)
+        periodic = periodic and self.gains and full <= self.num_prefix_tokens
+        object.__setattr__(self, "gain_period", frames if periodic else 0)
+        unscaled = frames * full + self.num_prefix_tokens - full
+        object.__setattr__(self, "num_unscaled", unscaled)
+        super().__post_init__()

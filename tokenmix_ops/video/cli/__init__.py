@@ -59,12 +59,12 @@ def demo(
 
 
 def explain(json: bool = False) -> None:
-    """Lists the backends on this machine, and why others cannot run.
+    """Lists this machine's backends, why others cannot run, and what TOKENMIX_BACKEND requests.
 
     Example: tokenmix explain --json
 
     Args:
-        json: print JSON, reasons by backend; null where a backend can run.
+        json: print JSON, reasons by backend alone; null where a backend can run.
     """
     import torch
 
@@ -78,6 +78,8 @@ def explain(json: bool = False) -> None:
     print(f"tokenmix_ops {__version__}, PyTorch {torch.__version__}, {cuda}")
     for name, reason in report.items():
         print(f"  {name}: {reason or 'can run'}")
+    if request := backends.environment_request():
+        print(request)
     print("For one call: tokenmix_ops.explain(query, key, value, mixing)")
 
 
