@@ -58,8 +58,8 @@ class Target:
 
 
 RESERVED = 1024
-STACK_LIMIT = 64
-"""Bytes of stack that a thread may take: a few spilled addresses cost less than the prefetch or the
+STACK_LIMIT = 128
+"""Bytes of stack that a thread may take: a few spilled numbers cost less than the prefetch or the
 program beside it that they pay for."""
 TENSOR_MEMORY = 512
 """Columns of an SM, where there is such a memory."""

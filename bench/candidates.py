@@ -92,6 +92,7 @@ FAVOURED = (
     Config("bwd_resident", 16, 64, 256, 64, 256, 8, 1),
     Config("bwd_resident", 16, 64, 256, 32, 256, 8, 3),
     Config("bwd_resident", 16, 64, 256, 32, 256, 8, 1),
+    Config("bwd_key", 16, 64, 256, 32, 256, 8, 3),
 )
 """What the compiler's reports speak for: tried first."""
 CAPPED = 168
