@@ -6,12 +6,15 @@ A test in tests/test_torch_internals.py fails when one of them changes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache, wraps
+from functools import lru_cache, reduce, wraps
+from operator import or_
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch._C import DispatchKey, DispatchKeySet
 from torch.autograd import forward_ad
+from torch.overrides import has_torch_function
 from torch.utils._python_dispatch import _get_current_dispatch_mode, is_traceable_wrapper_subclass
 
 Number = TypeVar("Number", int, float)
@@ -78,6 +81,38 @@ def in_transform() -> bool:
 def in_trace_or_transform() -> bool:
     """Whether a tensor created now belongs to a trace or a transform, and must not be cached."""
     return _get_current_dispatch_mode() is not None or in_transform()
+
+
+def dispatch_adds_nothing(*tensors: Tensor) -> bool:
+    """Whether PyTorch would take an operator on these tensors straight to its kernel: no compiler,
+    mode, transform, tracer or profiler watches, and no tensor is more than its memory."""
+    if (
+        torch.compiler.is_compiling()
+        or has_torch_function(tensors)
+        or torch.autograd._profiler_enabled()
+    ):
+        return False
+    keys = torch._C._dispatch_tls_local_include_set().raw_repr()
+    for tensor in tensors:
+        keys |= torch._C._dispatch_keys(tensor).raw_repr()
+    return not keys & _EVENTFUL
+
+
+_EVENTLESS = (
+    "CPU",
+    "CUDA",
+    "AutogradCPU",
+    "AutogradCUDA",
+    "AutocastCPU",
+    "AutocastCUDA",
+    "ADInplaceOrView",
+    "BackendSelect",
+)
+_EVENTFUL = ~reduce(
+    or_, (DispatchKeySet(getattr(DispatchKey, name)).raw_repr() for name in _EVENTLESS)
+)
+"""Every key of the dispatcher but those of plain tensors, under which an operator without kernels
+for autograd and autocast does nothing."""
 
 
 def is_batched(tensor: Tensor) -> bool:
