@@ -89,7 +89,7 @@ def dispatch_adds_nothing(*tensors: Tensor) -> bool:
     if (
         torch.compiler.is_compiling()
         or has_torch_function(tensors)
-        or torch.autograd._profiler_enabled()
+        or torch._C._autograd._profiler_enabled()
     ):
         return False
     keys = torch._C._dispatch_tls_local_include_set().raw_repr()
@@ -120,10 +120,14 @@ def is_batched(tensor: Tensor) -> bool:
     return torch._C._functorch.is_batchedtensor(tensor)
 
 
+def in_forward_mode() -> bool:
+    """Whether tensors can have forward-mode tangents now."""
+    return forward_ad._current_level >= 0
+
+
 def have_tangent(*tensors: Tensor) -> bool:
     """Whether any of the tensors has a forward-mode tangent."""
-    # A tensor can only have a tangent inside a forward-mode level.
-    return forward_ad._current_level >= 0 and any(
+    return in_forward_mode() and any(
         forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors
     )
 
