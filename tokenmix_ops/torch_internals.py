@@ -90,14 +90,16 @@ def dispatch_adds_nothing(*tensors: Tensor) -> bool:
         torch.compiler.is_compiling()
         or has_torch_function(tensors)
         or torch._C._autograd._profiler_enabled()
+        or in_forward_mode()
     ):
         return False
-    keys = torch._C._dispatch_tls_local_include_set().raw_repr()
+    keys = _included_keys().raw_repr()
     for tensor in tensors:
-        keys |= torch._C._dispatch_keys(tensor).raw_repr()
+        keys |= _keys_of(tensor).raw_repr()
     return not keys & _EVENTFUL
 
 
+_included_keys, _keys_of = torch._C._dispatch_tls_local_include_set, torch._C._dispatch_keys
 _EVENTLESS = (
     "CPU",
     "CUDA",
