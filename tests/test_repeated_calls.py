@@ -137,18 +137,20 @@ def test_a_bounded_number_of_calls_is_remembered(inputs, monkeypatch):
     assert sizes == {1, 2, 3}
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_calls_that_are_traced_or_transformed_are_neither_remembered_nor_served(inputs, validated):
     usual = call(*inputs)
     with FakeTensorMode() as mode:
         call(*map(mode.from_tensor, inputs))
     torch.func.vmap(call)(*(t[:, None] for t in inputs))
     torch.func.grad(lambda q: call(q, *inputs[1:]).sum())(inputs[0])
+    torch.jit.trace(lambda q: call(q, *inputs[1:]), inputs[0], check_trace=False)
     with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
         call(forward_ad.make_dual(inputs[0], inputs[0]), *inputs[1:])
-    assert len(validated) == 5
+    assert len(validated) == 6
     assert len(functional._remembered) == 1
     assert torch.equal(call(*inputs), usual)
-    assert len(validated) == 5
+    assert len(validated) == 6
 
 
 @pytest.fixture

@@ -128,6 +128,7 @@ def _prepared(
         torch.compiler.is_compiling()
         or in_trace_or_transform()
         or in_forward_mode()
+        or torch.jit.is_tracing()  # Sizes are tensors then.
         or not {type(query), type(key), type(value)} <= _PLAIN
         or not isinstance(mixing, Mixing | Plan | str)
         or not isinstance(num_prefix_tokens, int)
