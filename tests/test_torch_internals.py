@@ -22,6 +22,7 @@ from tokenmix_ops.torch_internals import (
     follow,
     guarded,
     have_tangent,
+    in_jit_trace,
     in_trace_or_transform,
     in_transform,
     is_batched,
@@ -179,7 +180,13 @@ def test_whatever_traces_or_transforms_operators_is_noticed():
     torch.func.vmap(look)(x)
     torch.func.grad(look)(x)
     make_fx(look)(x)
-    torch.jit.trace(look, x, check_trace=False)
+    assert not in_jit_trace()
+
+    def traced(x):
+        assert in_jit_trace()
+        return look(x)
+
+    torch.jit.trace(traced, x, check_trace=False)
     assert found == [False] * 4
 
     @torch.compile(backend="eager", fullgraph=True)

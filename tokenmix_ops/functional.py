@@ -14,6 +14,7 @@ from tokenmix_ops.plan import Plan
 from tokenmix_ops.torch_internals import (
     autocast_is_available,
     in_forward_mode,
+    in_jit_trace,
     in_trace_or_transform,
     is_batched,
 )
@@ -128,7 +129,7 @@ def _prepared(
         torch.compiler.is_compiling()
         or in_trace_or_transform()
         or in_forward_mode()
-        or torch.jit.is_tracing()  # Sizes are tensors then.
+        or in_jit_trace()
         or not {type(query), type(key), type(value)} <= _PLAIN
         or not isinstance(mixing, Mixing | Plan | str)
         or not isinstance(num_prefix_tokens, int)

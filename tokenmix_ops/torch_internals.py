@@ -83,6 +83,11 @@ def in_trace_or_transform() -> bool:
     return _get_current_dispatch_mode() is not None or in_transform()
 
 
+def in_jit_trace() -> bool:
+    """Whether torch.jit.trace is at work, for which sizes are tensors."""
+    return torch._C._get_tracing_state() is not None
+
+
 def dispatch_adds_nothing(*tensors: Tensor) -> bool:
     """Whether PyTorch would take an operator on these tensors straight to its kernel: no compiler,
     mode, transform, tracer or profiler watches, and no tensor is more than its memory."""
