@@ -40,6 +40,14 @@ def _poisoned_memory():
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture(autouse=True)
+def _forgotten_calls():
+    """No test finds what a call of another test has chosen: tests change what backends answer."""
+    from tokenmix_ops import functional
+
+    functional.forget_calls()
+
+
 @pytest.fixture(params=["cpu"] + ["cuda"] * torch.cuda.is_available())
 def device(request):
     return request.param

@@ -1,20 +1,28 @@
 """The private names of PyTorch that the core needs mean what it takes them for."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.modules import module as all_modules
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from tokenmix_ops.torch_internals import (
     HOOKS,
     autocast_is_available,
     cached_constant,
     constant,
+    dispatch_adds_nothing,
     follow,
     guarded,
     have_tangent,
+    in_jit_trace,
     in_trace_or_transform,
     in_transform,
     is_batched,
@@ -102,6 +110,90 @@ def test_transforms_and_traces_are_noticed():
     plain = (False, False, False)
     traced = (False, True, False)
     assert found == [plain, (True, True, True), (True, True, False), traced, plain]
+
+
+class Mode(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+class FunctionMode(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+class Subclass(torch.Tensor):
+    pass
+
+
+MODES = {
+    "plain": (nullcontext, True),
+    "no_grad": (torch.no_grad, True),
+    "inference": (torch.inference_mode, True),
+    "autocast": (lambda: torch.autocast("cpu"), True),
+    "dispatch mode": (Mode, False),
+    "function mode": (FunctionMode, False),
+    "flop counter": (lambda: FlopCounterMode(display=False), False),
+    "profiler": (torch.profiler.profile, False),
+    "forward mode": (forward_ad.dual_level, False),
+    "fake": (FakeTensorMode, False),
+}
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_modes_that_see_operators_are_noticed(name):
+    x = torch.ones(2, 3)
+    mode, nothing = MODES[name]
+    with mode():
+        assert dispatch_adds_nothing(x, x) == nothing
+    assert dispatch_adds_nothing(x)
+
+
+def test_tensors_that_are_more_than_their_memory_are_noticed():
+    x = torch.ones(2, 3)
+    plain = (x, x.t(), nn.Parameter(x), x.clone().requires_grad_() * 2, x.bfloat16())
+    with torch.inference_mode():
+        plain += (torch.ones(2),)
+    for tensor in plain:
+        assert dispatch_adds_nothing(x, tensor)
+    others = (
+        torch.complex(x, x).conj().imag,
+        torch._efficientzerotensor((2, 3)),
+        x.as_subclass(Subclass),
+        FakeTensorMode().from_tensor(x),
+        x.to_sparse(),
+        x.to("meta"),
+        torch._to_functional_tensor(x),
+    )
+    for tensor in others:
+        assert not dispatch_adds_nothing(x, tensor)
+
+
+def test_whatever_traces_or_transforms_operators_is_noticed():
+    found = []
+
+    def look(x):
+        found.append(dispatch_adds_nothing(x))
+        return x.sum()
+
+    x = torch.ones(2, 3)
+    torch.func.vmap(look)(x)
+    torch.func.grad(look)(x)
+    make_fx(look)(x)
+    assert not in_jit_trace()
+
+    def traced(x):
+        assert in_jit_trace()
+        return look(x)
+
+    torch.jit.trace(traced, x, check_trace=False)
+    assert found == [False] * 4
+
+    @torch.compile(backend="eager", fullgraph=True)
+    def compiled(x):
+        return x + dispatch_adds_nothing(x)
+
+    assert torch.equal(compiled(torch.zeros(2)), torch.zeros(2))
 
 
 def test_tangents_are_noticed():

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from tokenmix_ops import backends
-from tokenmix_ops.backends import Explanation, eager
+from tokenmix_ops.backends import Backend, Explanation, eager
 from tokenmix_ops.mixing import Mixing, plan_of
 from tokenmix_ops.plan import Plan
-from tokenmix_ops.torch_internals import autocast_is_available, is_batched
+from tokenmix_ops.torch_internals import (
+    autocast_is_available,
+    in_forward_mode,
+    in_jit_trace,
+    in_trace_or_transform,
+    is_batched,
+)
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -45,8 +53,7 @@ def token_mix_attention(
     compute the call. Source: Token Mixing (AAAI 2023), Eq. 8 and "Selection Strategy".
     """
     query, key, value = _autocast(query, key, value)
-    plan = _checked(query, key, value, mixing, num_prefix_tokens)
-    chosen = backends.select(query, key, value, plan, backend)
+    plan, chosen = _prepared(query, key, value, mixing, num_prefix_tokens, backend)
     return chosen.token_mix_attention(query, key, value, plan, _scale(query, scale))
 
 
@@ -96,6 +103,55 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
         return tensors
     dtype = torch.get_autocast_dtype(device_type)
     return tuple(t.to(dtype) if t.dtype in DTYPES[:3] else t for t in tensors)
+
+
+MOST_REMEMBERED = 1024
+_PLAIN = {Tensor, torch.nn.Parameter}
+_remembered: dict[tuple[Any, ...], tuple[Plan, Backend]] = {}
+"""Plan and backend of valid calls, by all that they depend on; emptied when it is full."""
+
+
+def forget_calls() -> None:
+    """For tests and benchmarks that change what backends say of themselves."""
+    _remembered.clear()
+
+
+def _prepared(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mixing: Mixing | Plan | str,
+    num_prefix_tokens: int,
+    backend: str | None,
+) -> tuple[Plan, Backend]:
+    """Validates a call and returns its plan and the chosen backend."""
+    if (
+        torch.compiler.is_compiling()
+        or in_trace_or_transform()
+        or in_forward_mode()
+        or in_jit_trace()
+        or not {type(query), type(key), type(value)} <= _PLAIN
+        or not isinstance(mixing, Mixing | Plan | str)
+        or not isinstance(num_prefix_tokens, int)
+    ):
+        plan = _checked(query, key, value, mixing, num_prefix_tokens)
+        return plan, backends.select(query, key, value, plan, backend)
+    facts = (
+        backends.request(backend),
+        mixing,
+        num_prefix_tokens,
+        *(query.dtype, query.device, query.shape, query.stride()),
+        *(key.dtype, key.device, key.shape, key.stride()),
+        *(value.dtype, value.device, value.shape, value.stride()),
+    )
+    prepared = _remembered.get(facts)
+    if prepared is None:
+        plan = _checked(query, key, value, mixing, num_prefix_tokens)
+        prepared = plan, backends.select(query, key, value, plan, backend)
+        if len(_remembered) >= MOST_REMEMBERED:
+            _remembered.clear()
+        _remembered[facts] = prepared
+    return prepared
 
 
 def _checked(

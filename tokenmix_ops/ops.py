@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from tokenmix_ops.plan import Plan
+from tokenmix_ops.torch_internals import dispatch_adds_nothing
 
 NAMESPACE = "tokenmix_ops"
 _PLAN = (
@@ -36,6 +37,8 @@ BACKWARD = (
 strides of key and value if these are dense. Tokens that no slot names get exactly zero."""
 
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
+_implementations: dict[str, Callable[..., Any]] = {}
+"""Those in Python, by the name of their operator."""
 
 
 def define(
@@ -54,6 +57,7 @@ def define(
     for name, schema, implementation, fake, flops in parts:
         _library.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
         if implementation is not None:
+            _implementations[name] = implementation
             for device in ("CPU", "CUDA"):
                 _library.impl(name, implementation, device)
         torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
@@ -73,11 +77,14 @@ def attention(
         query.requires_grad or key.requires_grad or value.requires_grad
     ):
         tables = (plan.key_index, plan.key_frame, plan.token_order, plan.use_start, plan.uses)
-        return _Attention.apply(backend, query, key, value, *tables, *numbers)
-    return _operator(backend, "fwd")(query, key, value, plan.key_index, plan.key_frame, *numbers)[0]
+        return _Attention.apply(backend, query, key, value, tables, numbers)
+    call = _operator(f"{backend}_fwd", query, key, value)
+    return call(query, key, value, plan.key_index, plan.key_frame, *numbers)[0]
 
 
 class _Attention(torch.autograd.Function):
+    # Each tensor that PyTorch sees, as an argument or saved, costs microseconds of every call. The
+    # plan's tables need neither gradients nor checks for changes in place.
     @staticmethod
     def forward(
         ctx: Any,
@@ -85,17 +92,13 @@ class _Attention(torch.autograd.Function):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        key_index: Tensor,
-        key_frame: Tensor,
-        token_order: Tensor,
-        use_start: Tensor,
-        uses: Tensor,
-        *numbers: Any,
+        tables: tuple[Tensor, ...],
+        numbers: tuple[Any, ...],
     ) -> Tensor:
-        output, lse = _operator(backend, "fwd")(query, key, value, key_index, key_frame, *numbers)
-        tables = (key_index, key_frame, token_order, use_start, uses)
-        ctx.save_for_backward(query, key, value, output, lse, *tables)
-        ctx.backend, ctx.numbers = backend, numbers
+        call = _operator(f"{backend}_fwd", query, key, value)
+        output, lse = call(query, key, value, *tables[:2], *numbers)
+        ctx.save_for_backward(query, key, value, output, lse)
+        ctx.backend, ctx.tables, ctx.numbers = backend, tables, numbers
         return output
 
     @staticmethod
@@ -106,12 +109,18 @@ class _Attention(torch.autograd.Function):
                 "(create_graph=True), use backend='eager' inside "
                 "torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
             )
-        grads = _operator(ctx.backend, "bwd")(output_grad, *ctx.saved_tensors, *ctx.numbers)
-        return (None, *grads, *[None] * (5 + len(ctx.numbers)))
+        tensors = (output_grad, *ctx.saved_tensors)
+        call = _operator(f"{ctx.backend}_bwd", *tensors)
+        grads = call(*tensors, *ctx.tables, *ctx.numbers)
+        return (None, *grads, None, None)
 
 
-def _operator(backend: str, direction: str) -> Any:
-    return getattr(torch.ops.tokenmix_ops, f"{backend}_{direction}").default
+def _operator(name: str, *tensors: Tensor) -> Callable[..., Any]:
+    """An operator; its implementation, where all that the dispatcher would add is time."""
+    implementation = _implementations.get(name)
+    if implementation is not None and dispatch_adds_nothing(*tensors):
+        return implementation
+    return getattr(torch.ops.tokenmix_ops, name).default
 
 
 def empty_gradients(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -122,14 +131,14 @@ def empty_gradients(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, 
         key_grad = key.new_empty(key.shape)
     if value_grad.stride(-1) != 1:
         value_grad = value.new_empty(value.shape)
-    return query.new_empty(query.shape), key_grad, value_grad
+    return torch.empty_like(query, memory_format=torch.contiguous_format), key_grad, value_grad
 
 
 def empty_output(query: Tensor) -> tuple[Tensor, Tensor]:
     """Allocates output and lse as `FORWARD` promises them."""
     batch, num_frames, num_queries, num_heads, _ = query.shape
     lse = query.new_empty((batch, num_heads, num_frames, num_queries), dtype=torch.float32)
-    return query.new_empty(query.shape), lse
+    return torch.empty_like(query, memory_format=torch.contiguous_format), lse
 
 
 def _forward_fake(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, ...]:

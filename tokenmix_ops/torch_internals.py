@@ -6,12 +6,15 @@ A test in tests/test_torch_internals.py fails when one of them changes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache, wraps
+from functools import lru_cache, reduce, wraps
+from operator import or_
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch._C import DispatchKey, DispatchKeySet
 from torch.autograd import forward_ad
+from torch.overrides import has_torch_function
 from torch.utils._python_dispatch import _get_current_dispatch_mode, is_traceable_wrapper_subclass
 
 Number = TypeVar("Number", int, float)
@@ -80,15 +83,58 @@ def in_trace_or_transform() -> bool:
     return _get_current_dispatch_mode() is not None or in_transform()
 
 
+def in_jit_trace() -> bool:
+    """Whether torch.jit.trace is at work, for which sizes are tensors."""
+    return torch._C._get_tracing_state() is not None
+
+
+def dispatch_adds_nothing(*tensors: Tensor) -> bool:
+    """Whether PyTorch would take an operator on these tensors straight to its kernel: no compiler,
+    mode, transform, tracer or profiler watches, and no tensor is more than its memory."""
+    if (
+        torch.compiler.is_compiling()
+        or has_torch_function(tensors)
+        or torch._C._autograd._profiler_enabled()
+        or in_forward_mode()
+    ):
+        return False
+    keys = _included_keys().raw_repr()
+    for tensor in tensors:
+        keys |= _keys_of(tensor).raw_repr()
+    return not keys & _EVENTFUL
+
+
+_included_keys, _keys_of = torch._C._dispatch_tls_local_include_set, torch._C._dispatch_keys
+_EVENTLESS = (
+    "CPU",
+    "CUDA",
+    "AutogradCPU",
+    "AutogradCUDA",
+    "AutocastCPU",
+    "AutocastCUDA",
+    "ADInplaceOrView",
+    "BackendSelect",
+)
+_EVENTFUL = ~reduce(
+    or_, (DispatchKeySet(getattr(DispatchKey, name)).raw_repr() for name in _EVENTLESS)
+)
+"""Every key of the dispatcher but those of plain tensors, under which an operator without kernels
+for autograd and autocast does nothing."""
+
+
 def is_batched(tensor: Tensor) -> bool:
     """Whether a tensor is batched by vmap, so that its strides do not describe memory."""
     return torch._C._functorch.is_batchedtensor(tensor)
 
 
+def in_forward_mode() -> bool:
+    """Whether tensors can have forward-mode tangents now."""
+    return forward_ad._current_level >= 0
+
+
 def have_tangent(*tensors: Tensor) -> bool:
     """Whether any of the tensors has a forward-mode tangent."""
-    # A tensor can only have a tangent inside a forward-mode level.
-    return forward_ad._current_level >= 0 and any(
+    return in_forward_mode() and any(
         forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors
     )
 

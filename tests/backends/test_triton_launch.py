@@ -1,5 +1,6 @@
 """How kernels are launched: by several threads, on memory that lies anyhow, with Triton's hooks."""
 
+import inspect
 import json
 import os
 import re
@@ -15,8 +16,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from triton import knobs as triton_knobs
+from triton import runtime as triton_runtime
 from triton.backends.compiler import GPUTarget
-from triton.compiler import make_backend
+from triton.compiler import CompiledKernel, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
 import tokenmix_ops as tm
@@ -32,6 +35,7 @@ class SlowToLoad:
     """A kernel that is half loaded while its first launch lasts, as Triton's are."""
 
     arg_names = ()
+    packed_metadata = ()
 
     def __init__(self, second_thread):
         self.second_thread = second_thread
@@ -41,6 +45,9 @@ class SlowToLoad:
 
     def __getitem__(self, grid):
         return self.launch
+
+    def run(self, *_):
+        self.launched.append(self.function)
 
     def launch(self, *_, **__):
         function = self.function
@@ -71,8 +78,72 @@ class WatchedLock:
         self.lock.release()
 
 
+@pytest.fixture
+def streams(monkeypatch):
+    """A driver that knows only the current stream: 7 on device 0."""
+    driver = SimpleNamespace(
+        get_current_device=lambda: 0, get_current_stream=lambda device: 7 + device
+    )
+    monkeypatch.setattr(triton_runtime.driver, "_active", driver)
+
+
+class Compiled:
+    """A compiled kernel that notes how it is launched."""
+
+    function, packed_metadata = "function", "metadata"
+
+    def __init__(self):
+        self.calls = []
+
+    def run(self, *arguments):
+        self.calls.append(("run", *arguments))
+
+    def __getitem__(self, grid):
+        return lambda *arguments: self.calls.append((grid, *arguments))
+
+
+def launch_twice(monkeypatch, *arguments):
+    """How the second launch, which runs the kernel that the first one compiled, was made."""
+    compiled = Compiled()
+    kernel = SimpleNamespace(arg_names=(), __getitem__=None)
+    monkeypatch.setitem(launch.KERNELS, "noted", kernel)
+    layout = SimpleNamespace(head_dim=16, num_keys=16, gains=False, gain_period=0)
+    launched = launch.Launch("noted", configs.load("sm_90").configs[0], layout)
+    launched.kernel = {(3,): lambda *_, **__: compiled}
+    launched.constants = {"L": "layout"}
+    for _ in range(2):
+        launched(3, *arguments)
+    return compiled.calls
+
+
+def test_a_kept_kernel_is_given_addresses_on_the_current_stream(monkeypatch, streams):
+    x = torch.zeros(4)
+    start = (3, 1, 1, 7, "function", "metadata", None, None, None)
+    made = launch_twice(monkeypatch, x, x[1:], 5, 0.5)
+    assert made == [("run", *start, x.data_ptr(), x.data_ptr() + 4, 5, 0.5, "layout")]
+
+
+@pytest.mark.parametrize("hook", ["launch_enter_hook", "launch_exit_hook"])
+def test_hooks_on_launches_see_kept_kernels_too(monkeypatch, streams, hook):
+    x = torch.zeros(4)
+    hooks = getattr(triton_knobs.runtime, hook)
+    monkeypatch.setattr(hooks, "calls", [print])
+    assert launch_twice(monkeypatch, x, 5) == [((3, 1, 1), x, 5, "layout")]
+
+
+@pytest.mark.interfaces
+def test_a_compiled_kernel_runs_with_what_launches_give_it():
+    """The parameters of what triton calls `CompiledKernel.run`, as its own runner passes them."""
+    source = inspect.getsource(CompiledKernel.__getitem__)
+    passed = re.search(r"self\.run\((.*?)\)\n", source, re.DOTALL).group(1)
+    assert re.sub(r"\s+", " ", passed) == (
+        "grid[0], grid[1], grid[2], stream, self.function, self.packed_metadata, launch_metadata, "
+        "knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook, *args"
+    )
+
+
 @pytest.mark.parametrize("shared", [True, False], ids=["one kind", "two kinds of one kernel"])
-def test_no_thread_launches_a_kernel_that_another_is_loading(monkeypatch, shared):
+def test_no_thread_launches_a_kernel_that_another_is_loading(monkeypatch, shared, streams):
     second_thread = Event()
     kernel = SlowToLoad(second_thread)
     monkeypatch.setitem(launch.KERNELS, "slow", kernel)

@@ -91,7 +91,7 @@ def select(
     Raises ValueError for an unknown name, RuntimeError if the requested backend cannot compute the
     call. Never falls back silently from an explicit request.
     """
-    requested, source = _request(requested)
+    requested, source = request(requested)
     if requested is None:
         for name in BACKENDS:
             if _passed_over(name, query, key, value, plan) is None:
@@ -114,7 +114,7 @@ def explain(
 ) -> Explanation:
     """Says which backend `select` would return, and why not the others."""
     chosen = select(query, key, value, plan, requested).name
-    requested, source = _request(requested)
+    requested, source = request(requested)
     if requested is not None:
         because = f"requested by {source}"
     elif chosen == list(BACKENDS)[-1]:
@@ -149,8 +149,11 @@ def environment_request() -> str | None:
     return f"{request}, which will raise an error: {reason}" if reason else request
 
 
-def _request(argument: str | None) -> tuple[str | None, str]:
-    """Returns the name of the requested backend and the source of the request."""
+def request(argument: str | None) -> tuple[str | None, str]:
+    """Returns the name of the requested backend, None if nobody requests one, and who does.
+
+    Raises ValueError for an unknown name.
+    """
     if argument is not None:
         name, source = argument, "argument backend"
     elif _requests.stack:

@@ -8,6 +8,7 @@ for experiments and tests.
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
@@ -111,16 +112,20 @@ def token_mix_attention(
     return ops.attention(name, query, key, value, plan, scale)
 
 
-def _forward(*arguments: Any) -> tuple[Tensor, ...]:
+@lru_cache
+def _launch() -> Any:
+    """The module that launches; imported late because it imports Triton."""
     from tokenmix_ops.backends.triton import launch
 
-    return launch.forward(*arguments)
+    return launch
+
+
+def _forward(*arguments: Any) -> tuple[Tensor, ...]:
+    return _launch().forward(*arguments)
 
 
 def _backward(*arguments: Any) -> tuple[Tensor, ...]:
-    from tokenmix_ops.backends.triton import launch
-
-    return launch.backward(*arguments)
+    return _launch().backward(*arguments)
 
 
 ops.define(name, _forward, _backward)

@@ -51,6 +51,7 @@ class Launch:
         self.constants = {name: given[name] for name in self.kernel.arg_names if name in given}
         self.options = options(config, layout)
         self.compiled: Any = None
+        self.num_tensors = 0
 
     def __call__(self, programs: int, *arguments: Any) -> None:
         if programs >= 2**31:
@@ -58,10 +59,28 @@ class Launch:
                 f"{programs} programs exceed the 2**31 - 1 of a grid; split the batch"
             )
         if self.compiled is not None:
-            self.compiled[(programs, 1, 1)](*arguments, *self.constants.values())
+            self._run(programs, arguments)
             return
         with _first_launch:
+            # They come first.
+            self.num_tensors = sum(isinstance(argument, Tensor) for argument in arguments)
             self.compiled = self.kernel[(programs,)](*arguments, **self.constants, **self.options)
+
+    def _run(self, programs: int, arguments: tuple[Any, ...]) -> None:
+        """Does what ``self.compiled[grid]`` does, in a fraction of its time if no hook watches
+        launches, and without having the driver check each address: PyTorch's are the GPU's own."""
+        compiled, constants = self.compiled, self.constants.values()
+        hooks = triton.knobs.runtime
+        if hooks.launch_enter_hook.calls or hooks.launch_exit_hook.calls:
+            compiled[(programs, 1, 1)](*arguments, *constants)
+            return
+        driver = triton.runtime.driver.active
+        stream = driver.get_current_stream(driver.get_current_device())
+        kernel = (compiled.function, compiled.packed_metadata)
+        addresses = [tensor.data_ptr() for tensor in arguments[: self.num_tensors]]
+        numbers = arguments[self.num_tensors :]
+        no_hooks = (None, None, None)
+        compiled.run(programs, 1, 1, stream, *kernel, *no_hooks, *addresses, *numbers, *constants)
 
 
 def options(config: Config, layout: Layout) -> dict[str, Any]:
