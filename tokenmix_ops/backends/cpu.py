@@ -1,7 +1,7 @@
 """Token-mixing attention by a fused C++ kernel for CPUs, forward and backward.
 
-The library is built when tokenmix_ops is installed, if a compiler is there, and loaded at first use.
-It holds a build of the kernel for each instruction set and takes the widest that the processor has.
+The library is built when tokenmix_ops is installed, if a compiler is there; the first use loads it.
+It holds the kernel for several instruction sets and takes the widest that the processor has.
 """
 
 from __future__ import annotations
