@@ -70,7 +70,6 @@ def token_mix_attention(
     return ops.attention(name, query, key, value, plan, scale)
 
 
-@cached_constant
 def instruction_sets() -> tuple[str, tuple[str, ...]]:
     """The one that the kernel uses, and all that it has and this processor supports, the widest
     last. Requires that the backend is available."""
