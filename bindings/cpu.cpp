@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #include <array>
 #include <atomic>
@@ -32,7 +33,7 @@ std::atomic<cpu::Isa>& isa_in_use() {
 cpu::Threads threads() {
   return {torch::stable::get_num_threads(),
           [](int64_t num_tasks, void (*body)(int64_t, int64_t, void*), void* context) {
-            STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, num_tasks, 1, body, context));
+            TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, num_tasks, 1, body, context));
           }};
 }
 
