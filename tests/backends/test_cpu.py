@@ -280,7 +280,7 @@ def test_a_missing_library_is_explained_by_what_the_installation_left(elsewhere)
     assert explanation.backend == "eager"
     assert explanation.others["cpu"] == f"not used: {cpu.unavailable()}"
     assert "cpu" not in tm.available_backends()
-    with pytest.raises(RuntimeError, match="no luck; request '(triton|eager)', which can"):
+    with pytest.raises(RuntimeError, match=r"no luck; request '(triton|eager)', which can"):
         compute(case, "cpu")(*case.inputs(torch.float32))
 
 
