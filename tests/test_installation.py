@@ -267,6 +267,9 @@ def test_an_isolated_build_finds_the_pytorch_it_installs_for(installer, monkeypa
 CAUSES = {
     "-- Checking\nCMake Error at CMakeLists.txt:3 (message):\n  expected GCC or Clang,\n"
     "  got MSVC\n\n\n-- Configuring incomplete\n": "expected GCC or Clang, got MSVC",
+    "CMake Error at C.cmake:9 (message):\n  Compiler\n\n    c++\n\n  is broken.\n\n  It fails\n": (
+        "Compiler c++ is broken"
+    ),
     "[ 5%] Building\na.cpp:3: error: no\n    3 | x\nmake: *** Error 1\n": "a.cpp:3: error: no",
     "first\nKilled\n": "Killed",
     "": "the build ended without a word",
