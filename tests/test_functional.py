@@ -376,7 +376,7 @@ WRONG_CALLS = {
     ),
     "backend": (
         lambda: call(backend="fast"),
-        "unknown backend 'fast' (argument backend); known: 'triton', 'eager'",
+        "unknown backend 'fast' (argument backend); known: 'triton', 'cpu', 'eager'",
     ),
 }
 

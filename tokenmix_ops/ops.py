@@ -18,9 +18,11 @@ from tokenmix_ops.plan import Plan
 
 NAMESPACE = "tokenmix_ops"
 _PLAN = (
-    "int num_tokens, int num_prefix_tokens, int? num_full_tokens, float cross_frame_gain, "
-    "float scale"
+    "int? row_dim, int num_tokens, int num_prefix_tokens, int? num_full_tokens, "
+    "float cross_frame_gain, float scale"
 )
+"""row_dim: the dimension of query that selects the row of key_index, 1 (frames) or 2 (tokens); None
+if one row serves the whole video."""
 FORWARD = (
     f"(Tensor query, Tensor key, Tensor value, Tensor key_index, Tensor key_frame, {_PLAN}) -> "
     "(Tensor output, Tensor lse)"
@@ -33,7 +35,10 @@ BACKWARD = (
     f"{_PLAN}) -> (Tensor query_grad, Tensor key_grad, Tensor value_grad)"
 )
 """Gradients have the shapes of query, key and value. query_grad is contiguous; the others have the
-strides of key and value if these are dense. Tokens that no slot names get exactly zero."""
+strides of key and value if these are dense. Tokens that no slot names get exactly zero. The inverse
+tables (`Plan.token_order` and on) are empty where the plan has none."""
+ROW_DIM = {"shared": None, "frame": 1, "token": 2}
+"""row_dim of `Plan.rows`."""
 
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
@@ -68,10 +73,14 @@ def attention(
     Expects shapes that `tokenmix_ops.token_mix_attention` has validated.
     """
     gain = plan.cross_frame_gain if plan.scales_logits else 1.0
-    numbers = (plan.num_tokens, plan.num_prefix_tokens, plan.num_full_tokens, gain, scale)
+    tokens = (plan.num_tokens, plan.num_prefix_tokens, plan.num_full_tokens)
+    numbers = (ROW_DIM[plan.rows], *tokens, gain, scale)
     if torch.is_grad_enabled() and (
         query.requires_grad or key.requires_grad or value.requires_grad
     ):
+        if torch.compiler.is_compiling():
+            # Dynamo refuses to pass one tensor twice to an autograd function.
+            query, key, value = (tensor.view_as(tensor) for tensor in (query, key, value))
         tables = (plan.key_index, plan.key_frame, plan.token_order, plan.use_start, plan.uses)
         return _Attention.apply(backend, query, key, value, *tables, *numbers)
     return _operator(backend, "fwd")(query, key, value, plan.key_index, plan.key_frame, *numbers)[0]

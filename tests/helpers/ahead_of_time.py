@@ -41,7 +41,8 @@ def call(padding, backward=True):
     tensors = [torch.empty(*shape, 72 + padding).half()[..., :72] for _ in range(5)]
     query, key, value, output, output_grad = tensors
     tables = (plan.key_index, plan.key_frame)
-    numbers = (plan.num_tokens, plan.num_prefix_tokens, plan.num_full_tokens, 0.8, 0.25)
+    tokens = (plan.num_tokens, plan.num_prefix_tokens, plan.num_full_tokens)
+    numbers = (None, *tokens, 0.8, 0.25)
     launch.forward(query, key, value, *tables, *numbers)
     if backward:
         tables += (plan.token_order, plan.use_start, plan.uses)

@@ -1,0 +1,105 @@
+// Which queries share a row of key slots, where they and the keys lie, and their gains.
+#pragma once
+
+#include <cstdint>
+
+#include "attention.h"
+
+namespace tokenmix::cpu {
+namespace {
+
+constexpr int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+
+struct Place {
+  int64_t frame, token;
+};
+
+// One row of key slots for one head of one video.
+struct Row {
+  const Problem& problem;
+  int64_t video, head, row;
+
+  int64_t num_queries() const {
+    switch (problem.row_of) {
+      case RowOf::video:
+        return problem.num_frames * problem.num_queries;
+      case RowOf::frame:
+        return problem.num_queries;
+      case RowOf::token:
+        break;
+    }
+    return problem.num_frames;
+  }
+
+  Place query(int64_t i) const {
+    switch (problem.row_of) {
+      case RowOf::video:
+        return {i / problem.num_queries, i % problem.num_queries};
+      case RowOf::frame:
+        return {row, i};
+      case RowOf::token:
+        break;
+    }
+    return {i, row};
+  }
+
+  Place key(int64_t slot) const {
+    const int64_t token = key_token(slot);
+    return {token / problem.num_tokens, token % problem.num_tokens};
+  }
+
+  // frame * num_tokens + token.
+  int64_t key_token(int64_t slot) const {
+    return problem.key_index ? problem.key_index[row * problem.num_keys + slot] : slot;
+  }
+
+  int64_t offset(const Strided& tensor, Place place) const {
+    return video * tensor.batch + head * tensor.head + place.frame * tensor.frame +
+           place.token * tensor.token;
+  }
+
+  int64_t lse_offset(Place place) const {
+    return ((video * problem.num_heads + head) * problem.num_frames + place.frame) *
+               problem.num_queries +
+           place.token;
+  }
+
+  float gain(int64_t frame, int64_t slot) const {
+    const int32_t from = problem.key_frame[row * problem.num_keys + slot];
+    return from == frame || from == -1 ? 1.0f : problem.cross_frame_gain;
+  }
+};
+
+// Rows whose queries exist.
+inline int64_t num_rows_of(const Problem& problem) {
+  return problem.row_of == RowOf::token ? problem.num_queries : problem.num_rows;
+}
+
+// The gain of each (query frame, key slot) of a row, padded with 1.
+class Gains {
+ public:
+  Gains() = default;
+
+  Gains(const Row& row, int64_t stride, float* to)
+      : data_(to), stride_(row.problem.row_of == RowOf::frame ? 0 : stride) {
+    const bool one_frame = row.problem.row_of == RowOf::frame;
+    const int64_t begin = one_frame ? row.row : 0;
+    const int64_t end = one_frame ? row.row + 1 : row.problem.num_frames;
+    for (int64_t frame = begin; frame < end; ++frame) {
+      float* gains = to + frame * stride_;
+      for (int64_t j = 0; j < stride; ++j) {
+        gains[j] = j < row.problem.num_keys ? row.gain(frame, j) : 1.0f;
+      }
+    }
+  }
+
+  // Of the slots from `slot` on.
+  const float* of(int64_t frame, int64_t slot) const { return data_ + frame * stride_ + slot; }
+
+ private:
+  const float* data_ = nullptr;
+  int64_t stride_ = 0;
+};
+
+}  // namespace
+}  // namespace tokenmix::cpu
