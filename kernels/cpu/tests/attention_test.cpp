@@ -97,7 +97,7 @@ bool is_finite(const Tensor& tensor, int64_t frame, int64_t token) {
 
 // A token that no slot names may hold anything, and its gradient is exactly zero.
 void test_unselected_tokens(Isa isa, Failures& failures) {
-  for (const double x : {NAN, INFINITY, 1e30}) {
+  for (const double x : {double{NAN}, double{INFINITY}, 1e30}) {
     Sample sample = small_sample(RowOf::video, {0, 41, 2, 7, 41}, 1);
     run(sample, kernel_of(isa));
     const auto bytes = bytes_of(sample);

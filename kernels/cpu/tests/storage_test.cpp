@@ -15,7 +15,7 @@ namespace {
 constexpr int num_patterns = 1 << 16;
 constexpr int64_t max_padding = 64;
 
-const Conversions& conversions_of(Isa isa) {
+const Conversions& conversions_of([[maybe_unused]] Isa isa) {
 #ifdef __x86_64__
   if (isa == Isa::avx2) return avx2_conversions;
   if (isa == Isa::avx512) return avx512_conversions;
