@@ -66,6 +66,12 @@ int run(Isa isa, int64_t step) {
   float results[std::size(special)];
   kernels.exp2(special, results, std::size(special));
   failures.expect(std::isnan(results[0]), "2**nan is nan");
+  for (const uint32_t nan : {0x7f800001u, 0x7fc00001u, 0x7fffffffu, 0xff800001u, 0xffffffffu}) {
+    const float from = value_of(nan);
+    float to;
+    kernels.exp2(&from, &to, 1);
+    failures.expect(std::isnan(to), "2**nan is nan, whatever its payload");
+  }
   failures.expect(results[1] == INFINITY, "2**inf is inf");
   failures.expect(results[2] == 0, "2**-inf is 0");
   failures.expect(results[3] == INFINITY && results[4] == INFINITY, "overflow is inf");
