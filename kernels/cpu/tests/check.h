@@ -14,7 +14,8 @@ struct Kernel {
   std::function<void(const Backward&)> backward;
 };
 
-// Runs forward and backward over poisoned results. Returns what is wrong with them, or an empty text.
+// Runs forward and backward over poisoned results. Returns what is wrong with them, or an empty
+// text.
 inline std::string check(Sample& sample, const Kernel& kernel, const Expected& expected) {
   const Problem& p = sample.problem;
   const std::vector<Tensor> inputs = {sample.query, sample.key, sample.value, sample.output_grad};
@@ -48,8 +49,9 @@ inline std::string check(Sample& sample, const Kernel& kernel, const Expected& e
   if (!surroundings_untouched(sample.gradients())) return "the backward wrote around its results";
   if (inputs_before != memory(inputs)) return "an input was written";
   if (results_before != bytes_of(sample.results()) ||
-      lse != std::vector<double>(sample.lse.begin(), sample.lse.end()))
+      lse != std::vector<double>(sample.lse.begin(), sample.lse.end())) {
     return "the backward wrote what the forward returned";
+  }
   return fault;
 }
 

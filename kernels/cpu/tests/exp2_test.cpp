@@ -20,15 +20,16 @@ struct Worst {
   float at = 0;
 };
 
-// Largest error for the floats whose bits are in [first, last], every `step`-th of them: relative, or
-// below the normal numbers as a multiple of the smallest.
+// Largest error for the floats whose bits are in [first, last], every `step`-th of them: relative,
+// or below the normal numbers as a multiple of the smallest.
 Worst worst_error(const Kernels& kernels, uint32_t first, uint32_t last, int64_t step) {
   Worst worst;
   std::vector<float> from, to(4096);
   for (int64_t bits = first; bits <= last;) {
     from.clear();
-    for (; bits <= last && from.size() < to.size(); bits += step)
+    for (; bits <= last && from.size() < to.size(); bits += step) {
       from.push_back(value_of(static_cast<uint32_t>(bits)));
+    }
     kernels.exp2(from.data(), to.data(), static_cast<int64_t>(from.size()));
     for (size_t i = 0; i < from.size(); ++i) {
       const double exact = std::exp2(double{from[i]});

@@ -32,7 +32,8 @@ Sample work(Storage storage) {
 
 int run(int64_t num_samples) {
   int failures = 0;
-  const auto expect = [&](bool holds, const char* what, const Sample& sample, const std::string& why) {
+  const auto expect = [&](bool holds, const char* what, const Sample& sample,
+                          const std::string& why) {
     if (holds) return;
     ++failures;
     std::printf("FAILED: %s: %s: %s\n", what, sample.description().c_str(), why.c_str());

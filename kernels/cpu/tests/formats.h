@@ -66,9 +66,8 @@ inline uint32_t encode(Format format, double x) {
   const int exponent = std::max(std::ilogb(x), smallest);
   const double units = std::nearbyint(std::ldexp(std::fabs(x), format.fraction_bits - exponent));
   // A normal number's hidden bit carries into the exponent field, as does rounding up.
-  const int64_t magnitude =
-      (static_cast<int64_t>(exponent - smallest) << format.fraction_bits) +
-      static_cast<int64_t>(units);
+  const int64_t magnitude = (static_cast<int64_t>(exponent - smallest) << format.fraction_bits) +
+                            static_cast<int64_t>(units);
   return sign + static_cast<uint32_t>(std::min<int64_t>(magnitude, format.infinity()));
 }
 

@@ -19,8 +19,9 @@ std::vector<float> read(const Problem& p, const Strided& x, int64_t b, int64_t f
                         int64_t h) {
   std::vector<float> row;
   const int64_t offset = b * x.batch + f * x.frame + t * x.token + h * x.head;
-  for (int64_t d = 0; d < p.head_dim; ++d)
+  for (int64_t d = 0; d < p.head_dim; ++d) {
     row.push_back(static_cast<float>(load(format_of(p.storage), x.data, offset + d)));
+  }
   return row;
 }
 
@@ -55,30 +56,36 @@ Query logits(const Problem& p, const Strided& key, const std::vector<float>& que
   for (int64_t j = 0; j < p.num_keys; ++j) {
     const int64_t slot = r * p.num_keys + j;
     int64_t index = p.key_index ? p.key_index[slot] : j;
-    if (fault == Fault::wrong_key && j == p.num_keys / 2)
+    if (fault == Fault::wrong_key && j == p.num_keys / 2) {
       index = (index + 1) % (p.num_tokens * p.num_key_frames);
+    }
     q.frame.push_back(index / p.num_tokens);
     q.token.push_back(index % p.num_tokens);
     const int64_t of = p.key_frame ? p.key_frame[slot] : -1;
-    const bool cross = p.key_frame && of != t && (of != -1 || fault == Fault::gain_on_unscaled_keys);
+    const bool cross =
+        p.key_frame && of != t && (of != -1 || fault == Fault::gain_on_unscaled_keys);
     const float gain = cross && fault != Fault::missing_gain ? p.cross_frame_gain : 1;
     q.factor.push_back(p.scale * gain);
     float score = dot(query, read(p, key, b, q.frame[j], q.token[j], h));
     if (fault == Fault::rounded_products) score = round_to(12, score);
     q.logit.push_back(score * q.factor[j] * static_cast<float>(M_LOG2E));
-    if (j == p.num_keys / 2 && (fault == Fault::dropped_key ||
-                                (fault == Fault::dropped_key_of_one_query && s == 3)))
+    if (j == p.num_keys / 2 &&
+        (fault == Fault::dropped_key || (fault == Fault::dropped_key_of_one_query && s == 3))) {
       q.logit[j] = -INFINITY;
+    }
   }
   return q;
 }
 
 template <typename Visit>
 void for_each_query(const Problem& p, Visit visit) {
-  for (int64_t b = 0; b < p.batch; ++b)
-    for (int64_t h = 0; h < p.num_heads; ++h)
-      for (int64_t t = 0; t < p.num_frames; ++t)
+  for (int64_t b = 0; b < p.batch; ++b) {
+    for (int64_t h = 0; h < p.num_heads; ++h) {
+      for (int64_t t = 0; t < p.num_frames; ++t) {
         for (int64_t s = 0; s < p.num_queries; ++s) visit(b, h, t, s);
+      }
+    }
+  }
 }
 
 }  // namespace
@@ -154,7 +161,8 @@ void naive_backward(const Backward& g, Fault fault) {
       const auto value = read(p, g.value, b, q.frame[j], q.token[j], h);
       const float factor = fault == Fault::gain_missing_in_gradients ? p.scale : q.factor[j];
       const float ds = weight * (dot(grad, value) - delta) * factor;
-      const int64_t token = (b * p.num_heads + h) * num_tokens + q.frame[j] * p.num_tokens + q.token[j];
+      const int64_t token =
+          (b * p.num_heads + h) * num_tokens + q.frame[j] * p.num_tokens + q.token[j];
       const bool overwrites = fault == Fault::repeated_key_overwrites && j > 0 &&
                               q.token[j] == q.token[j - 1] && q.frame[j] == q.frame[j - 1];
       for (int64_t d = 0; d < p.head_dim; ++d) {
@@ -167,17 +175,20 @@ void naive_backward(const Backward& g, Fault fault) {
     write(p, g.query_grad, b, t, s, h, query_grad.data(), p.head_dim);
     ++lse;
   });
-  for (int64_t b = 0; b < p.batch; ++b)
-    for (int64_t h = 0; h < p.num_heads; ++h)
+  for (int64_t b = 0; b < p.batch; ++b) {
+    for (int64_t h = 0; h < p.num_heads; ++h) {
       for (int64_t i = 0; i < num_tokens; ++i) {
         const int64_t token = (b * p.num_heads + h) * num_tokens + i;
         const int64_t frame = i / p.num_tokens, of = i % p.num_tokens;
         if (fault == Fault::unselected_not_zeroed && p.key_index &&
-            std::count(p.key_index, p.key_index + p.num_rows * p.num_keys, i) == 0)
+            std::count(p.key_index, p.key_index + p.num_rows * p.num_keys, i) == 0) {
           continue;
+        }
         write(p, g.key_grad, b, frame, of, h, &key_grad[token * p.head_dim], p.head_dim);
         write(p, g.value_grad, b, frame, of, h, &value_grad[token * p.head_dim], p.head_dim);
       }
+    }
+  }
 }
 
 }  // namespace tokenmix::cpu::testing

@@ -14,8 +14,8 @@ enum class Fault {
   missing_gain,
   gain_on_unscaled_keys,
   gain_missing_in_gradients,
-  exponential_off_at_half,    // by 1e-5 where the argument's fraction is above 1/2
-  exponential_off_everywhere, // by 1e-5; cancels but in lse
+  exponential_off_at_half,     // by 1e-5 where the argument's fraction is above 1/2
+  exponential_off_everywhere,  // by 1e-5; cancels but in lse
   exponential_off_in_backward,
   natural_lse,
   rounded_weights,   // to bfloat16

@@ -44,8 +44,9 @@ Query attend(const Sample& sample, const Inputs& inputs, int64_t batch, int64_t 
     q.slope.push_back(dot(q.output_grad, q.value[j]));
   }
   q.mean_slope = dot(q.output_grad, q.output.data());
-  for (int64_t j = 0; j < p.num_keys; ++j)
+  for (int64_t j = 0; j < p.num_keys; ++j) {
     q.logit_grad.push_back(q.factor[j] * q.weight[j] * (q.slope[j] - q.mean_slope));
+  }
   return q;
 }
 

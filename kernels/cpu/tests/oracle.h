@@ -30,6 +30,7 @@ struct Query {
   std::vector<double> logit_grad;  // of <query, key>: the factor is in it
 };
 
-Query attend(const Sample&, const Inputs&, int64_t batch, int64_t head, int64_t frame, int64_t query);
+Query attend(const Sample&, const Inputs&, int64_t batch, int64_t head, int64_t frame,
+             int64_t query);
 
 }  // namespace tokenmix::cpu::testing

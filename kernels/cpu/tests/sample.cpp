@@ -16,7 +16,9 @@ std::vector<double> normal(Random& random, const Tensor& tensor, double deviatio
 }
 
 int64_t random_head_dim(Random& random) {
-  if (uniform(random, 0, 1)) return one_of<int64_t>(random, {7, 16, 32, 40, 64, 72, 80, 88, 96, 128, 256});
+  if (uniform(random, 0, 1)) {
+    return one_of<int64_t>(random, {7, 16, 32, 40, 64, 72, 80, 88, 96, 128, 256});
+  }
   return uniform(random, 1, uniform(random, 0, 3) ? 70 : 256);
 }
 
@@ -39,8 +41,9 @@ void draw_row(Random& random, const Problem& problem, bool repeats, int32_t* ind
   if (repeats || num_tokens < problem.num_keys) {
     // Few tokens in many slots, where there are more slots than tokens drawn.
     const int64_t last = uniform(random, 0, num_tokens - 1);
-    for (int64_t j = 0; j < problem.num_keys; ++j)
+    for (int64_t j = 0; j < problem.num_keys; ++j) {
       index[j] = static_cast<int32_t>(uniform(random, 0, last));
+    }
     return;
   }
   std::vector<int32_t> tokens(static_cast<size_t>(num_tokens));
@@ -55,15 +58,16 @@ void draw_tables(Random& random, Sample& sample, bool selected) {
   if (!selected) {
     sample.key_index.resize(size);
     const bool repeats = uniform(random, 0, 3) == 0;
-    for (int64_t r = 0; r < p.num_rows; ++r)
+    for (int64_t r = 0; r < p.num_rows; ++r) {
       draw_row(random, p, repeats, sample.key_index.data() + r * p.num_keys);
+    }
   }
   // A table that a gain of 1 makes needless is allowed.
   if (p.cross_frame_gain == 1 && uniform(random, 0, 3)) return;
   sample.key_frame.resize(size);
   for (size_t i = 0; i < size; ++i) {
-    const auto own = selected ? uniform(random, 0, p.num_frames - 1)
-                              : sample.key_index[i] / p.num_tokens;
+    const auto own =
+        selected ? uniform(random, 0, p.num_frames - 1) : sample.key_index[i] / p.num_tokens;
     sample.key_frame[i] = static_cast<int32_t>(uniform(random, 0, 4) ? own : -1);
   }
 }
@@ -95,8 +99,16 @@ Forward Sample::forward() {
 
 Backward Sample::backward() {
   const Problem p = forward().problem;
-  return {p,          output_grad.strided, query.strided,      key.strided,      value.strided,
-          output.strided, lse.data(),      query_grad.strided, key_grad.strided, value_grad.strided};
+  return {p,
+          output_grad.strided,
+          query.strided,
+          key.strided,
+          value.strided,
+          output.strided,
+          lse.data(),
+          query_grad.strided,
+          key_grad.strided,
+          value_grad.strided};
 }
 
 int64_t Sample::row(int64_t frame, int64_t query) const {
@@ -115,14 +127,17 @@ double Sample::factor(int64_t frame, int64_t row, int64_t slot) const {
 
 std::string Sample::description() const {
   const Problem& p = problem;
-  const char* rows = p.row_of == RowOf::video ? "video" : p.row_of == RowOf::frame ? "frame" : "token";
+  const char* rows = p.row_of == RowOf::video   ? "video"
+                     : p.row_of == RowOf::frame ? "frame"
+                                                : "token";
   std::ostringstream text;
   text << origin << ": " << testing::name_of(p.storage) << " batch " << p.batch << ", frames "
-       << p.num_frames << ", queries " << p.num_queries << ", heads " << p.num_heads << ", head_dim "
-       << p.head_dim << "; keys " << p.num_keys << (key_index.empty() ? " selected" : "") << " of "
-       << p.num_key_frames << " x " << p.num_tokens << " tokens, rows by " << rows << ", gain "
-       << p.cross_frame_gain << (key_frame.empty() ? " (no table)" : "") << ", scale " << p.scale
-       << ", size " << query_size << ", mean " << value_mean;
+       << p.num_frames << ", queries " << p.num_queries << ", heads " << p.num_heads
+       << ", head_dim " << p.head_dim << "; keys " << p.num_keys
+       << (key_index.empty() ? " selected" : "") << " of " << p.num_key_frames << " x "
+       << p.num_tokens << " tokens, rows by " << rows << ", gain " << p.cross_frame_gain
+       << (key_frame.empty() ? " (no table)" : "") << ", scale " << p.scale << ", size "
+       << query_size << ", mean " << value_mean;
   return text.str();
 }
 
@@ -157,15 +172,19 @@ Sample random_sample(uint64_t seed, double work) {
   };
   while (products() > work && p.num_heads > 1) --p.num_heads;
   while (products() > work && p.batch > 1) --p.batch;
-  if (products() > work)
+  if (products() > work) {
     p.num_queries = std::max<int64_t>(1, std::llround(p.num_queries * work / products()));
-  p.num_rows = p.row_of == RowOf::video ? 1 : p.row_of == RowOf::frame ? p.num_frames : p.num_tokens;
+  }
+  p.num_rows = p.row_of == RowOf::video   ? 1
+               : p.row_of == RowOf::frame ? p.num_frames
+                                          : p.num_tokens;
   p.cross_frame_gain = one_of(random, {1.0f, 0.0f, 0.8f, 1.5f, -0.7f});
   p.scale = one_of(random, {1.0f, 1.0f, 0.25f, -0.5f}) / std::sqrt(static_cast<float>(p.head_dim));
   sample.query_size = one_of(random, {1.0, 1.0, 1.0, 0.0, 0.01, 3.0, 10.0});
   sample.value_mean = one_of(random, {0.0, 0.0, 0.0, 50.0});
   draw_tables(random, sample, selected);
-  const auto inputs = one_of(random, {Layout::contiguous, Layout::packed, Layout::spread, Layout::broadcast});
+  const auto inputs =
+      one_of(random, {Layout::contiguous, Layout::packed, Layout::spread, Layout::broadcast});
   sample.draw(random, inputs, one_of(random, {Layout::contiguous, Layout::packed, Layout::spread}));
   return sample;
 }

@@ -32,9 +32,10 @@ void test_reading(const Conversions& conversions, Storage storage, Failures& fai
   for (int i = 0; i < num_patterns; ++i) patterns[i] = static_cast<uint16_t>(i);
   std::vector<float> numbers(num_patterns + max_padding);
   conversions.read(storage, {patterns.data(), 0, 0, 0, 0}, 0, num_patterns, numbers.data());
-  for (int i = 0; i < num_patterns; ++i)
+  for (int i = 0; i < num_patterns; ++i) {
     failures.expect(same(numbers[i], decode(format_of(storage), patterns[i])),
                     std::string("reading ") + testing::name_of(storage) + " " + std::to_string(i));
+  }
 }
 
 // Floats around every number that the format has, and around the middle between neighbours.
@@ -47,8 +48,9 @@ std::vector<float> boundaries(Format format) {
                                                         : 2 * low - decode(format, pattern - 1);
     for (const double x : {low, (low + high) / 2}) {
       const auto at = static_cast<float>(x);
-      for (const float y : {std::nextafter(at, 0.0f), at, std::nextafter(at, INFINITY)})
+      for (const float y : {std::nextafter(at, 0.0f), at, std::nextafter(at, INFINITY)}) {
         for (const float z : {y, -y}) numbers.push_back(z);
+      }
     }
   }
   return numbers;
@@ -75,7 +77,7 @@ void test_writing(const Conversions& conversions, Storage storage, Failures& fai
 // Rows of every length, at every alignment, and nothing around them.
 void test_lengths(const Conversions& conversions, Storage storage, Failures& failures) {
   const Format format = format_of(storage);
-  for (int64_t size = 1; size <= 70; ++size)
+  for (int64_t size = 1; size <= 70; ++size) {
     for (int64_t offset = 0; offset < 3; ++offset) {
       const std::string text = std::string(testing::name_of(storage)) + " row of " +
                                std::to_string(size) + " at " + std::to_string(offset);
@@ -87,14 +89,17 @@ void test_lengths(const Conversions& conversions, Storage storage, Failures& fai
       conversions.write(storage, from.data(), size, row, offset);
       conversions.read(storage, row, offset, size, to.data());
       failures.expect(std::equal(from.begin(), from.begin() + size, to.begin()), text);
-      for (int64_t i = 0; i < offset; ++i)
+      for (int64_t i = 0; i < offset; ++i) {
         failures.expect(load(format, memory.data(), i) == 0, text + " writes before it");
+      }
 
       std::vector<char> larger((offset + size + max_padding) * format.size(), 0x55);
       conversions.write(storage, from.data(), size, {larger.data(), 0, 0, 0, 0}, offset);
       failures.expect(std::all_of(larger.begin() + (offset + size) * format.size(), larger.end(),
-                                  [](char byte) { return byte == 0x55; }), text + " writes behind it");
+                                  [](char byte) { return byte == 0x55; }),
+                      text + " writes behind it");
     }
+  }
 }
 
 int run(Isa isa, int64_t) {
@@ -103,8 +108,9 @@ int run(Isa isa, int64_t) {
     test_reading(conversions_of(isa), storage, failures);
     test_writing(conversions_of(isa), storage, failures);
   }
-  for (const Storage storage : {Storage::float32, Storage::bfloat16, Storage::float16})
+  for (const Storage storage : {Storage::float32, Storage::bfloat16, Storage::float16}) {
     test_lengths(conversions_of(isa), storage, failures);
+  }
   return failures.exit_status();
 }
 

@@ -26,8 +26,9 @@ Strides strides_of(Random& random, Layout layout, const Shape& shape, int64_t nu
   const std::array<int64_t, 4> sizes = {shape.batch, shape.frame, shape.token, shape.head};
   std::array<int, 4> inner_first = {3, 2, 1, 0};
   Strides strides{{}, shape.head_dim};
-  if (layout == Layout::spread || layout == Layout::broadcast)
+  if (layout == Layout::spread || layout == Layout::broadcast) {
     std::shuffle(inner_first.begin(), inner_first.end(), random);
+  }
   int64_t stride = shape.head_dim;
   for (const int i : inner_first) {
     if (layout == Layout::spread || layout == Layout::broadcast) stride += uniform(random, 0, 5);
@@ -66,10 +67,11 @@ std::vector<Tensor> make_tensors(Random& random, Format format, Layout layout,
     const Strides strides = strides_of(random, layout, shape, num_packed);
     const int64_t misalignment = uniform(random, 0, 15) * format.size();
     const int64_t extent = shape.size() > 0 ? strides.extent * format.size() : 0;
-    auto memory = std::make_shared<std::vector<std::byte>>(misalignment + extent + 2 * guard,
-                                                           poisoned);
+    auto memory =
+        std::make_shared<std::vector<std::byte>>(misalignment + extent + 2 * guard, poisoned);
     std::byte* data = memory->data() + guard + misalignment;
-    tensors.push_back({shape, format,
+    tensors.push_back({shape,
+                       format,
                        {data, strides.of[0], strides.of[1], strides.of[2], strides.of[3]},
                        std::move(memory)});
   }
@@ -87,21 +89,24 @@ std::vector<double> Tensor::dense() const {
   std::vector<double> values;
   values.reserve(static_cast<size_t>(shape.size()));
   for_each_row([&](int64_t offset) {
-    for (int64_t d = 0; d < shape.head_dim; ++d)
+    for (int64_t d = 0; d < shape.head_dim; ++d) {
       values.push_back(load(format, strided.data, offset + d));
+    }
   });
   return values;
 }
 
 void poison(const std::vector<Tensor>& tensors) {
-  for (const Tensor& tensor : tensors)
+  for (const Tensor& tensor : tensors) {
     std::fill(tensor.memory->begin(), tensor.memory->end(), poisoned);
+  }
 }
 
 bool surroundings_untouched(const std::vector<Tensor>& tensors) {
   std::map<const std::vector<std::byte>*, std::vector<std::byte>> copies;
   for (const Tensor& tensor : tensors) {
-    std::vector<std::byte>& copy = copies.try_emplace(tensor.memory.get(), *tensor.memory).first->second;
+    std::vector<std::byte>& copy =
+        copies.try_emplace(tensor.memory.get(), *tensor.memory).first->second;
     const int64_t start = static_cast<std::byte*>(tensor.strided.data) - tensor.memory->data();
     const int64_t row = tensor.shape.head_dim * tensor.format.size();
     tensor.for_each_row([&](int64_t offset) {
@@ -118,7 +123,8 @@ std::vector<std::byte> bytes_of(const std::vector<Tensor>& tensors) {
   std::vector<std::byte> bytes;
   for (const Tensor& tensor : tensors) {
     tensor.for_each_row([&](int64_t offset) {
-      const auto* row = static_cast<const std::byte*>(tensor.strided.data) + offset * tensor.format.size();
+      const auto* row =
+          static_cast<const std::byte*>(tensor.strided.data) + offset * tensor.format.size();
       bytes.insert(bytes.end(), row, row + tensor.shape.head_dim * tensor.format.size());
     });
   }

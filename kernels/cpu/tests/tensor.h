@@ -27,9 +27,9 @@ struct Shape {
   bool operator==(const Shape&) const = default;
 };
 
-// Packed: views of one projection, as in [batch, frame, token, 3, head, head_dim]. Spread: dimensions
-// in any order in memory, with gaps. Broadcast: spread, where batch and head may have a stride of zero;
-// for inputs alone.
+// Packed: views of one projection, as in [batch, frame, token, 3, head, head_dim]. Spread:
+// dimensions in any order in memory, with gaps. Broadcast: spread, where batch and head may have a
+// stride of zero; for inputs alone.
 enum class Layout { contiguous, packed, spread, broadcast };
 
 struct Tensor {
@@ -44,10 +44,13 @@ struct Tensor {
   // Calls visit(offset) of each [head_dim] in the order [batch, head, frame, token].
   template <typename Visit>
   void for_each_row(Visit visit) const {
-    for (int64_t b = 0; b < shape.batch; ++b)
-      for (int64_t h = 0; h < shape.head; ++h)
-        for (int64_t f = 0; f < shape.frame; ++f)
+    for (int64_t b = 0; b < shape.batch; ++b) {
+      for (int64_t h = 0; h < shape.head; ++h) {
+        for (int64_t f = 0; f < shape.frame; ++f) {
           for (int64_t t = 0; t < shape.token; ++t) visit(offset(b, f, t, h));
+        }
+      }
+    }
   }
   void fill(const std::vector<double>& values);  // [batch, head, frame, token, head_dim]
   std::vector<double> dense() const;             // the same

@@ -61,10 +61,12 @@ struct Errors {
   const Query& q;
   Format format;
   int64_t num_keys, size;
-  // In how many slots a slot's token is: these err alike, so their deviations add up, not variances.
+  // In how many slots a slot's token is: these err alike, so their deviations add up, not
+  // variances.
   std::vector<double> copies;
   double mean_copies = 0;
-  // The same of the weights in their own sum, where all that the sum's unit does not tell apart agree.
+  // The same of the weights in their own sum, where all that the sum's unit does not tell apart
+  // agree.
   double like_weights = 0;
   std::vector<Tracked> logit;
   // In natural units. An exponential's errors may all have one sign.
@@ -116,15 +118,16 @@ struct Errors {
       }
       const Tracked sum = products.rounded(keys, mean_copies);
       // The other sum, its reciprocal to 2 units in the last place, and the product.
-      output.push_back(stored({o,
-                               sum.limit + shift.limit / (1 - total) +
-                                   unit * (growth(keys) * std::sqrt(like_weights) + 5) * std::fabs(o),
-                               sum.variance + shift.variance +
-                                   roundings(like_weights * keys / 3 + 5, o)},
-                              format));
+      output.push_back(
+          stored({o,
+                  sum.limit + shift.limit / (1 - total) +
+                      unit * (growth(keys) * std::sqrt(like_weights) + 5) * std::fabs(o),
+                  sum.variance + shift.variance + roundings(like_weights * keys / 3 + 5, o)},
+                 format));
     }
     const double sizes = std::fabs(largest) + std::fabs(q.lse * ln2) + std::log(keys) + 1;
-    lse = {q.lse * ln2, total / (1 - total) + unit * (growth(keys) * std::sqrt(like_weights) + 3 * sizes),
+    lse = {q.lse * ln2,
+           total / (1 - total) + unit * (growth(keys) * std::sqrt(like_weights) + 3 * sizes),
            total_variance + square(exponential_error) / 3 + roundings(like_weights * keys / 3, 1) +
                roundings(3, sizes)};
   }
@@ -204,19 +207,23 @@ Expected expected(const Sample& sample) {
   Gradients gradients{std::vector<Sum>(size), std::vector<Sum>(size),
                       std::vector<double>(num_tokens), std::vector<double>(num_tokens)};
   Expected expected;
-  for (int64_t b = 0; b < p.batch; ++b)
-    for (int64_t h = 0; h < p.num_heads; ++h)
-      for (int64_t t = 0; t < p.num_frames; ++t)
+  for (int64_t b = 0; b < p.batch; ++b) {
+    for (int64_t h = 0; h < p.num_heads; ++h) {
+      for (int64_t t = 0; t < p.num_frames; ++t) {
         for (int64_t s = 0; s < p.num_queries; ++s) {
           const Query query = attend(sample, inputs, b, h, t, s);
           const Errors errors(query, format, p.head_dim);
           const auto query_grad = backward(errors, gradients);
           expected.output.insert(expected.output.end(), errors.output.begin(), errors.output.end());
-          expected.query_grad.insert(expected.query_grad.end(), query_grad.begin(), query_grad.end());
+          expected.query_grad.insert(expected.query_grad.end(), query_grad.begin(),
+                                     query_grad.end());
           const Tracked& lse = errors.lse;
-          expected.lse.push_back(stored(
-              {query.lse, lse.limit / ln2, lse.variance / square(ln2)}, format_of(Storage::float32)));
+          expected.lse.push_back(stored({query.lse, lse.limit / ln2, lse.variance / square(ln2)},
+                                        format_of(Storage::float32)));
         }
+      }
+    }
+  }
   for (size_t i = 0; i < size; ++i) {
     const double uses = gradients.uses[i / p.head_dim];
     const double copies = uses > 0 ? gradients.copies[i / p.head_dim] / uses : 1;
@@ -249,15 +256,17 @@ std::string fault(const char* name, const std::vector<double>& found,
   if (wrong > 0) {
     std::snprintf(text, sizeof text,
                   "%s: %zu of %zu elements too far off, the worst (%zu: %.9g, not %.9g) %.3g times "
-                  "its limit", name, wrong, wanted.size(), at, found[at], wanted[at].exact, worst);
+                  "its limit",
+                  name, wrong, wanted.size(), at, found[at], wanted[at].exact, worst);
     return text;
   }
   if (variances == 0) return "";
   const double rows = square(variances) / squared_variances;  // as many as count
   const double allowed = 2 + 4 / std::sqrt(rows), times = std::sqrt(errors / variances);
   if (times <= allowed) return "";
-  std::snprintf(text, sizeof text, "%s: RMS error %.3g times that of random roundings, allowed %.3g",
-                name, times, allowed);
+  std::snprintf(text, sizeof text,
+                "%s: RMS error %.3g times that of random roundings, allowed %.3g", name, times,
+                allowed);
   return text;
 }
 
