@@ -46,20 +46,17 @@ void run_on_nan(Sample& sample, const Kernel& kernel) {
   for (size_t i = 0; i < inputs.size(); ++i) *inputs[i].memory = memory[i];
 }
 
-void test_random_samples(Isa isa, int64_t num_samples, Failures& failures) {
-  for (int64_t seed = 1; seed <= num_samples; ++seed) {
-    Sample sample = random_sample(static_cast<uint64_t>(seed), work);
-    const std::string text = sample.description();
-    run_on_nan(sample, kernel_of(isa));
-    const std::string fault = check(sample, kernel_of(isa), expected(sample));
-    failures.expect(fault.empty(), text + ": " + fault);
-    const auto bytes = bytes_of(sample);
-    const Threads ways[] = {threads<1>(), threads<2>(), threads<3>(), threads<4>(), backwards<3>()};
-    for (const Threads& way : ways) {
-      run(sample, kernel_of(isa, way));
-      failures.expect(bytes == bytes_of(sample),
-                      text + ": other bits with " + std::to_string(way.count) + " threads");
-    }
+void test_sample(Isa isa, Sample sample, Failures& failures) {
+  const std::string text = sample.description();
+  run_on_nan(sample, kernel_of(isa));
+  const std::string fault = check(sample, kernel_of(isa), expected(sample));
+  failures.expect(fault.empty(), text + ": " + fault);
+  const auto bytes = bytes_of(sample);
+  const Threads ways[] = {threads<1>(), threads<2>(), threads<3>(), threads<4>(), backwards<3>()};
+  for (const Threads& way : ways) {
+    run(sample, kernel_of(isa, way));
+    failures.expect(bytes == bytes_of(sample),
+                    text + ": other bits with " + std::to_string(way.count) + " threads");
   }
 }
 
@@ -189,7 +186,10 @@ void test_infinite_key(Isa isa, Failures& failures) {
 
 int run_all(Isa isa, int64_t num_samples) {
   Failures failures;
-  test_random_samples(isa, num_samples, failures);
+  for (int64_t seed = 1; seed <= num_samples; ++seed) {
+    test_sample(isa, random_sample(static_cast<uint64_t>(seed), work), failures);
+  }
+  for (const Sample& sample : large_samples()) test_sample(isa, sample, failures);
   test_unselected_tokens(isa, failures);
   test_nan(isa, failures);
   test_infinite_key(isa, failures);

@@ -43,10 +43,10 @@ struct Sum {
   }
 };
 
-Tracked dot(const double* x, const double* y, int64_t size) {
+Sum dot(const double* x, const double* y, int64_t size) {
   Sum sum;
   for (int64_t d = 0; d < size; ++d) sum.add({x[d], 0, 0}, y[d]);
-  return sum.rounded(static_cast<double>(size));
+  return sum;
 }
 
 Tracked stored(const Tracked& x, Format format) {
@@ -95,11 +95,13 @@ struct Errors {
     double total = 0, total_variance = 0;
     std::vector<Tracked> weight;  // its error: of the exponential, as a share of the exact sum
     for (int64_t j = 0; j < num_keys; ++j) {
-      const Tracked score = dot(q.query, q.key[j], size);
-      const double f = std::fabs(q.factor[j]), l = std::fabs(q.logit[j]);
-      // The factor is a product of up to three numbers.
-      logit.push_back({q.logit[j], f * score.limit + 3 * unit * l,
-                       square(f) * score.variance + roundings(3, l)});
+      const Sum products = dot(q.query, q.key[j], size);
+      const Tracked score = products.rounded(static_cast<double>(size));
+      const double f = std::fabs(q.factor[j]);
+      // A factor of three numbers multiplies the sum or each of its terms.
+      const double factored = products.squares + square(score.exact);
+      logit.push_back({q.logit[j], f * (score.limit + 3 * unit * products.magnitude),
+                       square(f) * (score.variance + roundings(3, std::sqrt(factored)))});
       weight.push_back(exponential(j, largest));
       total += weight[j].limit;
       total_variance += weight[j].variance * copies[j];
@@ -150,7 +152,8 @@ struct Gradients {
 // Adds a query's part to the keys' and values' gradients, and returns its own.
 std::vector<Tracked> backward(const Errors& e, Gradients& gradients) {
   const Query& q = e.q;
-  Tracked mean = dot(q.output_grad, q.output.data(), e.size);
+  const auto size = static_cast<double>(e.size);
+  Tracked mean = dot(q.output_grad, q.output.data(), e.size).rounded(size);
   for (int64_t d = 0; d < e.size; ++d) {
     mean.limit += std::fabs(q.output_grad[d]) * e.output[d].limit;
     mean.variance += square(q.output_grad[d]) * e.output[d].variance;
@@ -161,7 +164,7 @@ std::vector<Tracked> backward(const Errors& e, Gradients& gradients) {
     Tracked weight = e.exponential(j, q.lse * ln2);
     weight.limit = weight.limit * (1 + e.lse.limit) + q.weight[j] * std::expm1(e.lse.limit);
 
-    const Tracked slope = dot(q.output_grad, q.value[j], e.size);
+    const Tracked slope = dot(q.output_grad, q.value[j], e.size).rounded(size);
     const double difference = std::fabs(q.slope[j] - q.mean_slope);
     const double sizes = std::fabs(q.slope[j]) + std::fabs(q.mean_slope);
     const double off = slope.limit + mean.limit + unit * sizes;

@@ -4,20 +4,16 @@
 // products in any order, one exponential a slot, results rounded once to the storage type. Nothing
 // here was measured on a kernel. In units of u = 2^-24, the unit roundoff of float32:
 //
-//   a sum of n terms        error <= growth(n) * sum of |terms|, growth(n) = min(n, 6 sqrt(n)): the
-//                           roundings are independent, and exceed six standard deviations once in
-//                           10^8
-//   its mean square         0.18 n (sum of terms^2 / 2 + (sum of terms)^2 / 3): partial sums grow
-//   as a
-//                           random walk's if signs alternate, in proportion if they do not, and
-//                           0.18 is the mean square of a rounding to nearest
-//   the exponential         relative error <= exponential_error, which its own test measures
-//   a softmax weight        relative error is the absolute one of its logit, plus the
-//   exponential's;
-//                           errors that all slots share cancel in the quotient of the two sums
-//   backward                computes weights from the forward's lse, and <output_grad, output> from
-//   the
-//                           stored output, so both errors are shared by all slots of a query
+//   a sum of n terms   errs by at most growth(n) * (sum of |terms|), growth(n) = min(n, 6 sqrt(n)):
+//                      independent roundings exceed six standard deviations once in 10^8
+//   its mean square    is 0.18 n (sum of terms^2 / 2 + (sum of terms)^2 / 3): partial sums grow as
+//                      a random walk where signs alternate, in proportion where they do not, and
+//                      0.18 is that of a rounding to nearest; equal terms tend to err alike
+//   the exponential    has a relative error of exponential_error at most, which its test measures
+//   a softmax weight   has the absolute error of its logit as a relative one, and that of the
+//                      exponential; what all slots share cancels in the quotient of the two sums
+//   the backward       computes weights from the forward's lse, and <output_grad, output> from the
+//                      stored output, so the errors of both are shared by all slots of a query
 //
 // Two checks follow. No element may be further off than its limit, the errors' sum. And the root
 // mean square of a tensor's errors may be at most twice what the variances predict, with an
