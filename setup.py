@@ -20,7 +20,7 @@ from setuptools.command.build import build
 ROOT = Path(__file__).resolve().parent
 PLACE = Path("tokenmix_ops", "lib")
 LIBRARY, REASON = "libtokenmix_cpu.so", "no_cpu.txt"
-SOURCES = ("CMakeLists.txt", "kernels/**/*", "bindings/**/*", "tests/native/**/*")
+SOURCES = ("CMakeLists.txt", "CMakePresets.json", "cmake/*", "kernels/**/*", "bindings/**/*")
 
 
 class Unbuilt(Exception):
