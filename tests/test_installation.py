@@ -135,16 +135,6 @@ def test_of_pytorch_the_library_needs_the_c_interface_alone(unpacked):
 
 
 @buildable
-@pytest.mark.skipif(shutil.which("nm") is None, reason="no nm")
-def test_instruction_sets_share_no_code(project, wheel):
-    """Of code that two objects define, a linker keeps one, which may be for the newer processor."""
-    (archive,) = (project / "build" / "native").glob("*.a")
-    symbols = subprocess.check_output(["nm", "-A", str(archive)], text=True)
-    assert "portable" in symbols
-    assert re.findall(r"^\S+ \S+ [WVu] .*", symbols, re.M) == []
-
-
-@buildable
 @pytest.mark.skipif(shutil.which("readelf") is None, reason="no readelf")
 def test_the_library_names_no_folder(project, unpacked):
     dynamic = subprocess.check_output(["readelf", "-d", str(unpacked / LIBRARY)], text=True)
