@@ -26,6 +26,7 @@ Sample sample_of(int argc, char** argv) {
   };
   Sample sample;
   Problem& p = sample.problem;
+  sample.origin = "one video";
   p = {};
   p.batch = p.num_rows = 1;
   p.row_of = RowOf::video;
