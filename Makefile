@@ -56,6 +56,7 @@ test-floor test-newest: test-%: .venv-%/ready ## The same at one end
 	.venv-$*/bin/python -m pytest -n auto -m interfaces
 
 test-oldest-torch: $(VENV)/ready .venv-torch/packages ## Tests the native library of this torch at the lowest one
+	.venv-torch/bin/python -m tokenmix_ops.video.cli explain
 	.venv-torch/bin/python -m pytest -n auto -m "not slow" $(NATIVE_TESTS)
 
 test-gpu-versions: .venv-gpu/ready ## Tests the kernels without a GPU, at the GPU machine's versions
