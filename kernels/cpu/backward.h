@@ -22,11 +22,11 @@
 namespace tokenmix::cpu {
 namespace {
 
-constexpr int64_t backward_block = 48;             // queries
-constexpr int64_t backward_key_block = 128;        // of one block of weights; whole panels
+constexpr int64_t backward_block = 96;             // queries
+constexpr int64_t backward_key_block = 64;        // of one block of weights; whole panels
 constexpr int64_t backward_key_superblock = 1024;  // packed at a time; whole key blocks
 constexpr int64_t backward_tasks = 64;             // enough to balance many threads
-constexpr int64_t min_chunk_blocks = 4;            // enough to pay for adding a chunk's sums
+constexpr int64_t min_chunk_blocks = 2;            // enough to pay for adding a chunk's sums
 constexpr int64_t max_sums = int64_t{16} << 20;    // floats of key or value gradients; one video's
                                                    // if that is more
 
