@@ -25,8 +25,8 @@ constexpr int64_t forward_key_block = 256;  // otherwise; whole panels
 
 // Heads that pass together, since a token's heads usually lie side by side in memory: as many as
 // leave room for their keys and values in the second-level cache, and as there are for each thread.
-constexpr int64_t max_group = 8;
-constexpr int64_t group_bytes = 512 << 10;
+constexpr int64_t max_group = 16;
+constexpr int64_t group_bytes = 1 << 20;
 
 class ForwardPass {
  public:
