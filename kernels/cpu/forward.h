@@ -19,14 +19,14 @@ namespace tokenmix::cpu {
 namespace {
 
 constexpr int64_t forward_block = 24;       // queries
-constexpr int64_t forward_blocks = 16;      // of a chunk, if there are many blocks of keys
+constexpr int64_t forward_blocks = 8;       // of a chunk, if there are many blocks of keys
 constexpr int64_t max_whole_keys = 640;     // in one block
-constexpr int64_t forward_key_block = 256;  // otherwise; whole panels
+constexpr int64_t forward_key_block = 512;  // otherwise; whole panels
 
 // Heads that pass together, since a token's heads usually lie side by side in memory: as many as
 // leave room for their keys and values in the second-level cache, and as there are for each thread.
-constexpr int64_t max_group = 8;
-constexpr int64_t group_bytes = 512 << 10;
+constexpr int64_t max_group = 16;
+constexpr int64_t group_bytes = 1 << 20;
 
 class ForwardPass {
  public:
