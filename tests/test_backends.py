@@ -80,7 +80,8 @@ def test_no_backend_at_all_lists_every_reason(picky, monkeypatch):
 def test_unknown_names_are_errors_wherever_they_come_from(monkeypatch):
     with (
         pytest.raises(
-            ValueError, match=r"unknown backend 'fast' \(use_backend\); known: 'triton', 'eager'"
+            ValueError,
+            match=r"unknown backend 'fast' \(use_backend\); known: 'triton', 'cpu', 'eager'",
         ),
         tm.use_backend("fast"),
     ):
@@ -145,7 +146,7 @@ def test_what_does_not_pay_runs_only_when_asked_for(picky):
 
 
 def test_the_backends_of_this_machine():
-    assert list(backends.BACKENDS) == ["triton", "eager"]
+    assert list(backends.BACKENDS) == ["triton", "cpu", "eager"]
     report = backends.machine_report()
     assert report["eager"] is None
     assert tm.available_backends() == [name for name in report if report[name] is None]

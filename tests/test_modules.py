@@ -436,7 +436,7 @@ WRONG_CALLS = {
     ),
     "backend": (
         lambda: build(backend="fast"),
-        "unknown backend 'fast' (argument backend); known: 'triton', 'eager'",
+        "unknown backend 'fast' (argument backend); known: 'triton', 'cpu', 'eager'",
     ),
     "dimensions": (
         lambda: build()(torch.zeros(8, DIM)),

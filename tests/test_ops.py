@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import tokenmix_ops as tm
+from tokenmix_ops import backends, ops
 from tokenmix_ops.backends import BACKENDS
 from tokenmix_ops.testing import Case, output_and_gradients
 
@@ -47,12 +48,12 @@ def parts(case, device, dtype=torch.float32):
     inputs = tuple(t.detach() for t in case.inputs(dtype, device))
     plan = case.plan_on(device)
     tables = (plan.key_index, plan.key_frame, plan.token_order, plan.use_start, plan.uses)
-    numbers = (plan.num_tokens, plan.num_prefix_tokens, plan.num_full_tokens)
-    return inputs, tables, (*numbers, plan.cross_frame_gain, 0.25)
+    return inputs, tables, ops.numbers_of(plan, 0.25)
 
 
 def test_schemas_name_what_they_take_and_give(operators):
-    plan = ["num_tokens", "num_prefix_tokens", "num_full_tokens", "cross_frame_gain", "scale"]
+    plan = ["row_dim", "num_tokens", "num_prefix_tokens", "num_full_tokens"]
+    plan += ["cross_frame_gain", "scale"]
     inputs, saved = ["query", "key", "value"], ["output", "lse"]
     tables = ["key_index", "key_frame"]
     inverse = ["token_order", "use_start", "uses"]
@@ -138,6 +139,18 @@ def test_one_compiled_graph_serves_all_batch_sizes(mixing, marked, backend, devi
     assert counter.frame_count == (1 if marked else 2)
 
 
+@pytest.mark.interfaces
+def test_one_tensor_may_be_all_three(backend, device):
+    def attention(x):
+        return tm.token_mix_attention(x, x, x, mixing="released", backend=backend)
+
+    torch._dynamo.reset()
+    x = RELEASED.inputs(torch.float32, device)[0]
+    compiled = torch.compile(attention, fullgraph=True, backend="aot_eager")
+    grads = [torch.autograd.grad(f(x).square().sum(), x) for f in (attention, compiled)]
+    assert torch.allclose(*[grad for (grad,) in grads], atol=1e-5)
+
+
 class Layer(torch.nn.Module):
     """A projection, and the attention of its three parts."""
 
@@ -214,7 +227,8 @@ def test_second_derivatives_are_refused_with_a_way_out_that_works(backend, devic
 def preferred(backend, monkeypatch):
     """The backend as the automatic choice, wherever it can compute a call."""
     monkeypatch.setattr(BACKENDS[backend], "not_preferred", lambda *call: None)
-    assert next(iter(BACKENDS)) == backend
+    both = {name: BACKENDS[name] for name in (backend, "eager")}
+    monkeypatch.setattr(backends, "BACKENDS", both)
     return backend
 
 

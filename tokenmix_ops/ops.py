@@ -19,9 +19,11 @@ from tokenmix_ops.torch_internals import dispatch_adds_nothing
 
 NAMESPACE = "tokenmix_ops"
 _PLAN = (
-    "int num_tokens, int num_prefix_tokens, int? num_full_tokens, float cross_frame_gain, "
-    "float scale"
+    "int? row_dim, int num_tokens, int num_prefix_tokens, int? num_full_tokens, "
+    "float cross_frame_gain, float scale"
 )
+"""row_dim: the dimension of query that selects the row of key_index, 1 (frames) or 2 (tokens); None
+if one row serves the whole video."""
 FORWARD = (
     f"(Tensor query, Tensor key, Tensor value, Tensor key_index, Tensor key_frame, {_PLAN}) -> "
     "(Tensor output, Tensor lse)"
@@ -34,19 +36,26 @@ BACKWARD = (
     f"{_PLAN}) -> (Tensor query_grad, Tensor key_grad, Tensor value_grad)"
 )
 """Gradients have the shapes of query, key and value. query_grad is contiguous; the others have the
-strides of key and value if these are dense. Tokens that no slot names get exactly zero."""
+strides of key and value if these are dense. Tokens that no slot names get exactly zero. The inverse
+tables (`Plan.token_order` and on) are empty where the plan has none."""
+
+ROW_DIM = {"shared": None, "frame": 1, "token": 2}
+"""row_dim of `Plan.rows`."""
 
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
+DEVICES = ("CPU", "CUDA")
 _implementations: dict[str, Callable[..., Any]] = {}
-"""Those in Python, by the name of their operator."""
+"""Those in Python for `DEVICES`, by the name of their operator."""
 
 
 def define(
     backend: str,
     forward: Callable[..., Any] | None = None,
     backward: Callable[..., Any] | None = None,
+    keys: tuple[str, ...] = DEVICES,
 ) -> None:
-    """Defines a backend's two operators, implemented by ``forward`` and ``backward`` if given.
+    """Defines a backend's two operators, implemented by ``forward`` and ``backward`` if given, for
+    the dispatch keys ``keys``.
 
     A backend with compiled kernels registers its own implementations.
     """
@@ -57,9 +66,10 @@ def define(
     for name, schema, implementation, fake, flops in parts:
         _library.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
         if implementation is not None:
-            _implementations[name] = implementation
-            for device in ("CPU", "CUDA"):
-                _library.impl(name, implementation, device)
+            if keys == DEVICES:
+                _implementations[name] = implementation
+            for key in keys:
+                _library.impl(name, implementation, key)
         torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
         register_flop_formula(getattr(torch.ops.tokenmix_ops, name))(flops)
 
@@ -71,15 +81,24 @@ def attention(
 
     Expects shapes that `tokenmix_ops.token_mix_attention` has validated.
     """
-    gain = plan.cross_frame_gain if plan.scales_logits else 1.0
-    numbers = (plan.num_tokens, plan.num_prefix_tokens, plan.num_full_tokens, gain, scale)
+    numbers = numbers_of(plan, scale)
     if torch.is_grad_enabled() and (
         query.requires_grad or key.requires_grad or value.requires_grad
     ):
+        if torch.compiler.is_compiling():
+            # Dynamo refuses to pass one tensor twice to an autograd function.
+            query, key, value = (tensor.view_as(tensor) for tensor in (query, key, value))
         tables = (plan.key_index, plan.key_frame, plan.token_order, plan.use_start, plan.uses)
         return _Attention.apply(backend, query, key, value, tables, numbers)
     call = _operator(f"{backend}_fwd", query, key, value)
     return call(query, key, value, plan.key_index, plan.key_frame, *numbers)[0]
+
+
+def numbers_of(plan: Plan, scale: float) -> tuple[Any, ...]:
+    """Returns the arguments of an operator that follow its tables."""
+    gain = plan.cross_frame_gain if plan.scales_logits else 1.0
+    tokens = (plan.num_tokens, plan.num_prefix_tokens, plan.num_full_tokens)
+    return (ROW_DIM[plan.rows], *tokens, gain, scale)
 
 
 class _Attention(torch.autograd.Function):

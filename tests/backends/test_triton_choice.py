@@ -9,9 +9,16 @@ from forgetting import forget
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import tokenmix_ops as tm
+from tokenmix_ops import backends
 from tokenmix_ops.backends import triton
 from tokenmix_ops.backends.triton import configs, launch
 from tokenmix_ops.testing import Case
+
+
+@pytest.fixture(autouse=True)
+def _beside_eager_alone(monkeypatch):
+    both = {name: backends.BACKENDS[name] for name in ("triton", "eager")}
+    monkeypatch.setattr(backends, "BACKENDS", both)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from agreement import assert_agrees, assert_case_agrees, compute, oracle, some_o
 from forgetting import forget
 
 import tokenmix_ops as tm
+from tokenmix_ops import ops
 from tokenmix_ops.backends import triton
 from tokenmix_ops.backends.triton import launch
 from tokenmix_ops.testing import Case, max_error, output_and_gradients
@@ -239,8 +240,7 @@ def test_the_allocator_sees_nothing_but_results(mixing, algorithm):
     inputs, output_grad = detached(case)
     plan = case.plan_on("cuda")
     tables = (plan.key_index, plan.key_frame, plan.token_order, plan.use_start, plan.uses)
-    numbers = (plan.num_tokens, plan.num_prefix_tokens, plan.num_full_tokens)
-    numbers += (plan.cross_frame_gain, 0.125)
+    numbers = ops.numbers_of(plan, 0.125)
 
     def peak_of(function, *arguments):
         function(*arguments)

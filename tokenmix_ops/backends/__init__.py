@@ -15,7 +15,7 @@ from typing import Protocol, cast
 
 from torch import Tensor
 
-from tokenmix_ops.backends import eager, triton
+from tokenmix_ops.backends import cpu, eager, triton
 from tokenmix_ops.plan import Plan
 
 VARIABLE = "TOKENMIX_BACKEND"
@@ -37,7 +37,9 @@ class Backend(Protocol):
     ) -> Tensor: ...
 
 
-BACKENDS: dict[str, Backend] = {module.name: cast(Backend, module) for module in (triton, eager)}
+BACKENDS: dict[str, Backend] = {
+    module.name: cast(Backend, module) for module in (triton, cpu, eager)
+}
 """In the order of the automatic choice: the fastest first, the one that always works last."""
 
 

@@ -147,13 +147,14 @@ def forward(
     value: Tensor,
     key_index: Tensor,
     key_frame: Tensor,
+    row_dim: int | None,
     num_tokens: int,
     num_prefix_tokens: int,
     num_full_tokens: int | None,
     cross_frame_gain: float,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """The operator ``triton_fwd``."""
+    """The operator ``triton_fwd``. The table's shape tells what row_dim does, None or 1."""
     output, lse = ops.empty_output(query)
     if query.shape[0] == 0:
         return output, lse
@@ -188,13 +189,14 @@ def backward(
     token_order: Tensor,
     use_start: Tensor,
     uses: Tensor,
+    row_dim: int | None,
     num_tokens: int,
     num_prefix_tokens: int,
     num_full_tokens: int | None,
     cross_frame_gain: float,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The operator ``triton_bwd``."""
+    """The operator ``triton_bwd``, with row_dim as in `forward`."""
     grads = ops.empty_gradients(query, key, value)
     if query.shape[0] == 0:
         return grads
