@@ -25,7 +25,8 @@ namespace cpu = tokenmix::cpu;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr std::array kAllIsas = {cpu::Isa::portable, cpu::Isa::avx2, cpu::Isa::avx512};
+constexpr std::array kAllIsas = {cpu::Isa::portable, cpu::Isa::avx2, cpu::Isa::avx512,
+                                  cpu::Isa::amx};
 
 // What the next calls use; only tests change it.
 std::atomic<cpu::Isa>& isa_in_use() {

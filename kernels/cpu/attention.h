@@ -6,7 +6,8 @@
 //   gain(t, j)  = 1 if key_frame[r, j] is t or -1, else cross_frame_gain
 //   output[t,s] = sum_j softmax(logit)_j * value[key_index[r, j]]
 //
-// All arithmetic is float32, whatever the storage type. Results are the same bits for any number of
+// All arithmetic is float32, whatever the storage type; with amx, what enters the products of
+// bfloat16 tensors is rounded to bfloat16. Results are the same bits for any number of
 // threads. Source: Token Mixing (AAAI 2023), Eq. 8.
 #pragma once
 
@@ -63,8 +64,9 @@ struct Threads {
                        void* context);
 };
 
-// Instruction sets, each a build of the same source; `portable` is NEON on 64-bit Arm.
-enum class Isa { portable, avx2, avx512 };
+// Instruction sets, each a build of the same source; `portable` is NEON on 64-bit Arm, `amx` is
+// avx512 with products in tiles for the forward pass of bfloat16.
+enum class Isa { portable, avx2, avx512, amx };
 
 const char* name_of(Isa);
 bool is_supported(Isa);  // compiled in, and this processor has it

@@ -111,7 +111,7 @@ class BackwardPass {
     Packed packed;
     if (problem_.cross_frame_gain != 1.0f) {
       const int64_t stride = rounded_up(num_keys, panel_width);
-      packed.gains = Gains(row, stride, scratch(Buffer::gains, problem_.num_frames * stride));
+      packed.gains = Gains(row, 1, stride, scratch(Buffer::gains, problem_.num_frames * stride));
     }
     const int64_t first_query = query_of(block_of(begin));
     const int64_t grads = whole ? backward_block : query_of(block_of(end)) - first_query;

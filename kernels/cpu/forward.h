@@ -1,16 +1,17 @@
 // The forward pass. Include the instruction set's vectors first.
 //
-// A row's keys are packed once, transposed, and its values once, both as float32. Queries pass in
-// blocks whose logits stay in the first-level cache between the two products. Keys that are too
-// many for one block of logits pass in blocks too, with a running maximum and sum (Milakov and
-// Gimelshein, "Online normalizer calculation for softmax", 2018); then a chunk of many query
-// blocks shares each key block, so that packed keys are read from far memory rarely.
+// A row's keys and values are packed once, as the two products read them. Queries pass in blocks
+// whose logits stay in the first-level cache between the products. Keys that are too many for one
+// block of logits pass in blocks too, with a running maximum and sum (Milakov and Gimelshein,
+// "Online normalizer calculation for softmax", 2018); then a chunk of many query blocks shares each
+// key block, so that packed keys are read from far memory rarely.
+//
+// Products is the arithmetic of the two products: Float32Products or TileProducts.
 #pragma once
 
 #include <cstdint>
 
 #include "pack.h"
-#include "product.h"
 #include "rows.h"
 #include "scratch.h"
 #include "softmax.h"
@@ -18,32 +19,33 @@
 namespace tokenmix::cpu {
 namespace {
 
-constexpr int64_t forward_block = 24;       // queries
-constexpr int64_t forward_blocks = 8;       // of a chunk, if there are many blocks of keys
+constexpr int64_t blocks_of_chunk = 8;      // if there are many blocks of keys
 constexpr int64_t max_whole_keys = 640;     // in one block
-constexpr int64_t forward_key_block = 512;  // otherwise; whole panels
+constexpr int64_t forward_key_block = 512;  // otherwise; whole panels and tiles
 
 // Heads that pass together, since a token's heads usually lie side by side in memory: as many as
 // leave room for their keys and values in the second-level cache, and as there are for each thread.
 constexpr int64_t max_group = 16;
 constexpr int64_t group_bytes = 1 << 20;
 
+template <class Products>
 class ForwardPass {
+  using Packed = typename Products::Packed;
+
  public:
   ForwardPass(const Forward& call, int64_t num_threads)
       : call_(call),
         problem_(call.problem),
+        products_(call),
         padded_dim_(rounded_up(problem_.head_dim, width)),
-        padded_keys_(rounded_up(problem_.num_keys, panel_width)),
-        keys_size_(padded_keys_ * padded_dim_),
-        values_size_(problem_.num_keys * rounded_up(problem_.head_dim, panel_width)),
+        padded_keys_(rounded_up(problem_.num_keys, 2 * width)),
         key_block_(problem_.num_keys > max_whole_keys ? forward_key_block : padded_keys_),
         num_rows_(num_rows_of(problem_)),
         num_queries_(Row{problem_, 0, 0, 0}.num_queries()),
         num_chunks_(ceil_div(num_queries_, padded_keys_ > key_block_
-                                               ? forward_block * forward_blocks
-                                               : forward_block)) {
-    const int64_t fitting = group_bytes / (4 * (keys_size_ + values_size_));
+                                               ? Products::block * blocks_of_chunk
+                                               : Products::block)) {
+    const int64_t fitting = group_bytes / (4 * (products_.keys_size() + products_.values_size()));
     const int64_t sharing = problem_.batch * problem_.num_heads * num_rows_ / num_threads;
     const int64_t group = max(1, min(max_group, min(fitting, sharing)));
     num_groups_ = ceil_div(problem_.num_heads, group);
@@ -53,6 +55,7 @@ class ForwardPass {
 
   // Consecutive tasks are the chunks of one row of a group of heads, then of the next.
   void run(int64_t begin, int64_t end) const {
+    [[maybe_unused]] const typename Products::Thread thread;
     for (int64_t task = begin; task < end;) {
       const int64_t row = task / num_chunks_, group = row / num_rows_;
       const int64_t next = min(end, (row + 1) * num_chunks_);
@@ -67,22 +70,18 @@ class ForwardPass {
   }
 
  private:
-  struct Packed {
-    Panels keys, values;
-  };
-
   // The row of `first` and the heads after it.
   void run_group(const Row& first, int64_t num_heads, int64_t begin, int64_t end) const {
-    float* keys = scratch(Buffer::key_columns, num_heads * keys_size_);
-    float* values = scratch(Buffer::value_rows, num_heads * values_size_);
+    float* keys = scratch(Buffer::key_columns, num_heads * products_.keys_size());
+    float* values = scratch(Buffer::value_rows, num_heads * products_.values_size());
     Packed packed[max_group];
     for (int64_t i = 0; i < num_heads; ++i) {
-      packed[i] = pack(first.of_head(first.head + i), keys + i * keys_size_,
-                       values + i * values_size_);
+      packed[i] = products_.pack(first.of_head(first.head + i), keys + i * products_.keys_size(),
+                                 values + i * products_.values_size());
     }
     const bool gained = problem_.cross_frame_gain != 1.0f;
     const Gains gains =
-        gained ? Gains(first, padded_keys_,
+        gained ? Gains(first, products_.factor(), padded_keys_,
                        scratch(Buffer::gains, problem_.num_frames * padded_keys_))
                : Gains();
     for (int64_t chunk = begin; chunk < end; ++chunk) {
@@ -91,46 +90,33 @@ class ForwardPass {
       for (int64_t i = 0; i < num_heads; ++i) {
         const Row row = first.of_head(first.head + i);
         if (gained) {
-          run_chunk<true>(row, query, count, packed[i], gains);
+          run_chunk<Factors::each>(row, query, count, packed[i], gains);
         } else {
-          run_chunk<false>(row, query, count, packed[i], gains);
+          run_chunk<Products::factors>(row, query, count, packed[i], gains);
         }
       }
     }
   }
 
-  Packed pack(const Row& row, float* keys, float* values) const {
-    const int64_t dim = problem_.head_dim;
-    const auto reader = [&](const Strided& tensor) {
-      return [&](int64_t slot, float* to) {
-        const int64_t later = min(slot + 8, problem_.num_keys - 1);
-        prefetch<Access::read>(tensor, row, row.key(later));
-        read_row(problem_.storage, tensor, row.offset(tensor, row.key(slot)), dim, 1.0f, to);
-      };
-    };
-    return {pack_columns(problem_.num_keys, dim, reader(call_.key), keys),
-            pack_rows(problem_.num_keys, dim, reader(call_.value), values)};
-  }
-
-  template <bool gained>
+  template <Factors factors>
   void run_chunk(const Row& row, int64_t first, int64_t count, const Packed& packed,
                  const Gains& gains) const {
-    float* queries = scratch(Buffer::queries, count * padded_dim_);
-    float* outputs = scratch(Buffer::outputs, count * padded_dim_);
+    const int64_t padded_count = rounded_up(count, Products::rows), size = products_.query_size();
+    float* queries = scratch(Buffer::queries, padded_count * size);
+    float* outputs = scratch(Buffer::outputs, padded_count * padded_dim_);
     float* maxima = scratch(Buffer::maxima, 2 * count);
     float* sums = maxima + count;
-    const float factor = log2_factor(problem_.scale);
     Place place = row.query(first);
     for (int64_t i = 0; i < count; ++i) {
-      read_row(problem_.storage, call_.query, row.offset(call_.query, place), problem_.head_dim,
-               factor, queries + i * padded_dim_);
+      products_.read_query(row.offset(call_.query, place), queries + i * size);
       place = row.next(place);
     }
+    for (int64_t i = count * size; i < padded_count * size; ++i) queries[i] = 0;
     for (int64_t slot = 0; slot < problem_.num_keys; slot += key_block_) {
-      for (int64_t i = 0; i < count; i += forward_block) {
-        run_block<gained>(row, first + i, min(forward_block, count - i), first + count + i, slot,
-                          packed, gains, queries + i * padded_dim_, outputs + i * padded_dim_,
-                          maxima + i, sums + i);
+      for (int64_t i = 0; i < count; i += Products::block) {
+        run_block<factors>(row, first + i, min(Products::block, count - i), first + count + i, slot,
+                           packed, gains, queries + i * size, outputs + i * padded_dim_,
+                           maxima + i, sums + i);
       }
     }
     place = row.query(first);
@@ -142,27 +128,29 @@ class ForwardPass {
     }
   }
 
-  // Attention of up to forward_block queries to the key block at `slot`, added to what earlier
-  // blocks gave. Queries from `later` on are needed soon.
-  template <bool gained>
+  // Attention of up to a block of queries to the key block at `slot`, added to what earlier blocks
+  // gave. Queries from `later` on are needed soon.
+  template <Factors factors>
   void run_block(const Row& row, int64_t first, int64_t count, int64_t later, int64_t slot,
                  const Packed& packed, const Gains& gains, const float* queries, float* outputs,
                  float* maxima, float* sums) const {
     const int64_t num_keys = min(key_block_, problem_.num_keys - slot);
-    const int64_t vectors = vectors_of(num_keys), dim_vectors = vectors_of(problem_.head_dim);
+    const int64_t vectors = vectors_of(num_keys);
     // An odd number of cache lines, so that equal columns of the rows fall into different sets.
     const int64_t stride = rounded_up(vectors * width, 16) | 16;
-    float* logits = scratch(Buffer::logits, forward_block * stride);
-    product<Left::rows, false>(count, vectors, problem_.head_dim, queries, padded_dim_,
-                               packed.keys.from_column(slot), {logits, stride});
+    float* logits = scratch(Buffer::logits, Products::block * stride);
+    products_.logits(count, slot, num_keys, queries, packed, logits, stride);
+    const float factor = products_.factor();
+    const auto factors_of = [&](Place place) {
+      return factors == Factors::each ? gains.of(place.frame, slot) : &factor;
+    };
     // Apart from the exponentials, so that the maxima of many rows are under way at once.
-    float new_maxima[forward_block];
+    float new_maxima[Products::block];
     Place place = row.query(first), later_place = row.query(later);
     for (int64_t i = 0; i < count; ++i) {
       float* row_logits = logits + i * stride;
       for (int64_t j = num_keys; j < vectors * width; ++j) row_logits[j] = -__builtin_inff();
-      const float* row_gains = gained ? gains.of(place.frame, slot) : nullptr;
-      const float max = max_logit<gained>(row_logits, row_gains, vectors);
+      const float max = max_logit<factors>(row_logits, factors_of(place), vectors);
       new_maxima[i] = slot > 0 && max < maxima[i] ? maxima[i] : max;
       place = row.next(place);
     }
@@ -173,8 +161,11 @@ class ForwardPass {
         if (later + i < num_queries_) prefetch<Access::read>(call_.query, row, later_place);
       }
       const float max = new_maxima[i];
-      const float* row_gains = gained ? gains.of(place.frame, slot) : nullptr;
-      const float sum = exponentiate<gained>(logits + i * stride, row_gains, max, vectors);
+      float* row_logits = logits + i * stride;
+      auto* weights = reinterpret_cast<typename Products::Weight*>(row_logits);
+      const float sum =
+          exponentiate<factors>(row_logits, factors_of(place), max, vectors, weights);
+      products_.pad_weights(vectors, weights);
       if (slot > 0) {
         const float shrink = __builtin_exp2f(maxima[i] - max);
         sums[i] = sums[i] * shrink + sum;
@@ -186,12 +177,10 @@ class ForwardPass {
       place = row.next(place);
       later_place = row.next(later_place);
     }
-    const Panels values = packed.values.from_row(slot);
-    const Matrix to{outputs, padded_dim_};
     if (slot > 0) {
-      product<Left::rows, true>(count, dim_vectors, num_keys, logits, stride, values, to);
+      products_.template outputs<true>(count, slot, num_keys, logits, stride, packed, outputs);
     } else {
-      product<Left::rows, false>(count, dim_vectors, num_keys, logits, stride, values, to);
+      products_.template outputs<false>(count, slot, num_keys, logits, stride, packed, outputs);
     }
   }
 
@@ -202,19 +191,20 @@ class ForwardPass {
 
   const Forward& call_;
   const Problem& problem_;
-  int64_t padded_dim_, padded_keys_, keys_size_, values_size_, key_block_, num_rows_, num_queries_;
-  int64_t num_chunks_, num_groups_;
+  Products products_;
+  int64_t padded_dim_, padded_keys_, key_block_, num_rows_, num_queries_, num_chunks_, num_groups_;
 };
 
-inline void forward_pass(const Forward& call, const Threads& threads) {
-  const ForwardPass pass(call, threads.count);
+template <class Products>
+void forward_pass(const Forward& call, const Threads& threads) {
+  const ForwardPass<Products> pass(call, threads.count);
   if (pass.num_tasks() == 0) return;
   threads.parallel_for(
       pass.num_tasks(),
       [](int64_t begin, int64_t end, void* context) {
-        static_cast<const ForwardPass*>(context)->run(begin, end);
+        static_cast<const ForwardPass<Products>*>(context)->run(begin, end);
       },
-      const_cast<ForwardPass*>(&pass));
+      const_cast<ForwardPass<Products>*>(&pass));
 }
 
 }  // namespace

@@ -14,7 +14,7 @@ struct Kernels {
   void (*exp2)(const float* from, float* to, int64_t count);
 };
 
-extern const Kernels portable_kernels, avx2_kernels, avx512_kernels;
+extern const Kernels portable_kernels, avx2_kernels, avx512_kernels, amx_kernels;
 
 const Kernels& kernels_of(Isa);
 

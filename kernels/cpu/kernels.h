@@ -6,6 +6,7 @@
 
 #include "backward.h"
 #include "exp2.h"
+#include "float32_products.h"
 #include "forward.h"
 #include "isa.h"
 
@@ -20,7 +21,7 @@ inline void exp2_of(const float* from, float* to, int64_t count) {
   }
 }
 
-constexpr Kernels kernels{forward_pass, backward_pass, exp2_of};
+constexpr Kernels kernels{forward_pass<Float32Products>, backward_pass, exp2_of};
 
 }  // namespace
 }  // namespace tokenmix::cpu

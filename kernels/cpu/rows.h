@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "attention.h"
+#include "pack.h"
 #include "scratch.h"
 
 namespace tokenmix::cpu {
@@ -89,12 +90,19 @@ inline int64_t num_rows_of(const Problem& problem) {
   return problem.row_of == RowOf::token ? problem.num_queries : problem.num_rows;
 }
 
-// The gain of each (query frame, key slot) of a row, padded with 1.
+// Asks for a key or value a few slots ahead of the one that is read.
+inline void prefetch_later_key(const Row& row, const Strided& tensor, int64_t slot) {
+  const int64_t later = min(slot + 8, row.problem.num_keys - 1);
+  prefetch_row<Access::read>(row.problem.storage, tensor, row.offset(tensor, row.key(later)),
+                             row.problem.head_dim);
+}
+
+// The gain of each (query frame, key slot) of a row, times `factor`; padded with 1.
 class Gains {
  public:
   Gains() = default;
 
-  Gains(const Row& row, int64_t stride, float* to)
+  Gains(const Row& row, float factor, int64_t stride, float* to)
       : data_(to), stride_(row.problem.row_of == RowOf::frame ? 0 : stride) {
     const bool one_frame = row.problem.row_of == RowOf::frame;
     const int64_t begin = one_frame ? row.row : 0;
@@ -102,7 +110,7 @@ class Gains {
     for (int64_t frame = begin; frame < end; ++frame) {
       float* gains = to + frame * stride_;
       for (int64_t j = 0; j < stride; ++j) {
-        gains[j] = j < row.problem.num_keys ? row.gain(frame, j) : 1.0f;
+        gains[j] = j < row.problem.num_keys ? factor * row.gain(frame, j) : 1.0f;
       }
     }
   }

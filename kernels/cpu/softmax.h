@@ -1,6 +1,4 @@
 // One row of a softmax in base 2. Include the instruction set's vectors first.
-//
-// A gain multiplies each logit if `gained`; `gains` is unused otherwise.
 #pragma once
 
 #include <cstdint>
@@ -12,12 +10,20 @@ namespace {
 
 constexpr float lowest = -0x1.fffffep127f;
 
+// What multiplies logits: nothing, the one number at `factors`, or for each of them its own.
+enum class Factors { none, one, each };
+
+template <Factors kind>
+Vec factor_of(const float* factors, int64_t i) {
+  return kind == Factors::each ? load(factors + i * width) : broadcast(*factors);
+}
+
 // The largest logit, but finite if all are -inf: their weights are then 0, not NaN.
-template <bool gained>
-float max_logit(const float* logits, const float* gains, int64_t vectors) {
+template <Factors kind>
+float max_logit(const float* logits, const float* factors, int64_t vectors) {
   const auto at = [&](int64_t i) {
     const Vec logit = load(logits + i * width);
-    return gained ? logit * load(gains + i * width) : logit;
+    return kind == Factors::none ? logit : logit * factor_of<kind>(factors, i);
   };
   // Two chains, since one would be as slow as its latencies.
   Vec even = broadcast(lowest), odd = even;
@@ -30,14 +36,18 @@ float max_logit(const float* logits, const float* gains, int64_t vectors) {
   return max_of(max(even, odd));
 }
 
-// Replaces logits by 2**(gain * logit - max) and returns their sum.
-template <bool gained>
-float exponentiate(float* logits, const float* gains, float max, int64_t vectors) {
+// Writes 2**(factor * logit - max) to `weights`, which may lie where the logits do, and returns
+// the sum, of weights before they are rounded.
+template <Factors kind, class Weight>
+float exponentiate(const float* logits, const float* factors, float max, int64_t vectors,
+                   Weight* weights) {
   const Vec shift = broadcast(-max);
   const auto at = [&](int64_t i) {
     const Vec logit = load(logits + i * width);
-    const Vec weight = exp2(gained ? fma(logit, load(gains + i * width), shift) : logit + shift);
-    store(logits + i * width, weight);
+    const Vec weight = exp2(kind == Factors::none
+                                ? logit + shift
+                                : fma(logit, factor_of<kind>(factors, i), shift));
+    store(weights + i * width, weight);
     return weight;
   };
   Vec even = broadcast(0), odd = even;
