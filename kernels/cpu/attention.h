@@ -26,6 +26,7 @@ struct Strided {
   int64_t batch, frame, token, head;
 };
 
+// head_dim is 1 to 256; num_keys at least 1.
 struct Problem {
   Storage storage;
   int64_t batch, num_frames, num_queries, num_heads, head_dim;

@@ -23,7 +23,7 @@ namespace tokenmix::cpu {
 namespace {
 
 constexpr int64_t backward_block = 96;             // queries
-constexpr int64_t backward_key_block = 64;        // of one block of weights; whole panels
+constexpr int64_t backward_key_block = 64;         // of one block of weights; whole panels
 constexpr int64_t backward_key_superblock = 1024;  // packed at a time; whole key blocks
 constexpr int64_t backward_tasks = 64;             // enough to balance many threads
 constexpr int64_t min_chunk_blocks = 2;            // enough to pay for adding a chunk's sums
@@ -47,8 +47,7 @@ class BackwardPass {
 
   void run(const Threads& threads) {
     const int64_t tasks = problem_.num_heads * num_rows_ * num_chunks_;  // of a video
-    if (problem_.batch * tasks == 0) return;
-    const int64_t videos = max(1, min(problem_.batch, max_sums / (tasks * sums_size_)));
+    const int64_t videos = max(1, min(problem_.batch, max_sums / max(1, tasks * sums_size_)));
     sums_ = {scratch(Buffer::key_grads, videos * tasks * sums_size_),
              scratch(Buffer::value_grads, videos * tasks * sums_size_)};
     for (first_video_ = 0; first_video_ < problem_.batch; first_video_ += videos) {
@@ -74,6 +73,7 @@ class BackwardPass {
 
   template <void (BackwardPass::*body)(int64_t, int64_t) const>
   void parallel(const Threads& threads, int64_t num_tasks) {
+    if (num_tasks == 0) return;
     threads.parallel_for(
         num_tasks,
         [](int64_t begin, int64_t end, void* context) {
@@ -160,6 +160,7 @@ class BackwardPass {
                  float* query_grads) const {
     const int64_t dim = problem_.head_dim, dim_vectors = vectors_of(dim);
     const int64_t first = query_of(block), count = query_of(block + 1) - first;
+    if (count == 0) return;
     constexpr int64_t stride = backward_key_block + 16;  // an odd number of cache lines
     float* queries = scratch(Buffer::queries, backward_block * padded_dim_);
     float* output_grads = scratch(Buffer::output_grads, backward_block * padded_dim_);

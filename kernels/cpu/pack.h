@@ -126,8 +126,7 @@ inline void transpose(const float* from, int64_t from_stride, float* to, int64_t
   for (int i = 0; i < width; ++i) store(to + i * to_stride, rows[i]);
 }
 
-// Packs rows of `size` elements into panels of columns: row i is `read(i, to)`'s, which writes
-// whole vectors. Used for a right factor whose rows are the tensor's.
+// Packs a right factor whose rows are rows of a tensor. read(i, to) writes row i, in whole vectors.
 template <class Read>
 Panels pack_rows(int64_t count, int64_t size, Read read, float* to) {
   float row[max_head_dim + panel_width];
@@ -141,8 +140,7 @@ Panels pack_rows(int64_t count, int64_t size, Read read, float* to) {
   return {to, panel_width, count * panel_width};
 }
 
-// The same for a right factor that is the transposed tensor: its columns are the tensor's rows,
-// padded with zeros to a whole vector.
+// Packs a right factor whose columns are rows of a tensor, with zeros up to a whole vector of them.
 template <class Read>
 Panels pack_columns(int64_t count, int64_t size, Read read, float* to) {
   float rows[width * (max_head_dim + panel_width)];

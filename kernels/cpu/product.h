@@ -28,7 +28,8 @@ struct Matrix {
   int64_t row_stride;
 };
 
-// How the left factor is read: element (r, k) at [r * stride + k], or transposed at [k * stride + r].
+// How the left factor is read: element (r, k) at [r * stride + k], or, transposed, at
+// [k * stride + r].
 enum class Left { rows, columns };
 
 // to (+)= left * right, for a tile that fits the registers.

@@ -131,9 +131,10 @@ class TokenSlots {
         slots_(reinterpret_cast<int64_t*>(scratch(Buffer::token_slots, 2 * num_rows * num_keys_))) {
     // A counting sort; begin_ is one ahead until every slot is placed.
     for (int64_t token = 0; token < num_tokens_ + 2; ++token) begin_[token] = 0;
-    for (int64_t i = 0; i < num_rows * num_keys_; ++i) ++begin_[token_of(problem, i) + 2];
+    const int64_t num_slots = num_rows * num_keys_;
+    for (int64_t i = 0; i < num_slots; ++i) ++begin_[token_of(problem, i) + 2];
     for (int64_t token = 2; token < num_tokens_ + 2; ++token) begin_[token] += begin_[token - 1];
-    for (int64_t i = 0; i < num_rows * num_keys_; ++i) slots_[begin_[token_of(problem, i) + 1]++] = i;
+    for (int64_t i = 0; i < num_slots; ++i) slots_[begin_[token_of(problem, i) + 1]++] = i;
   }
 
   int64_t num_tokens() const { return num_tokens_; }
