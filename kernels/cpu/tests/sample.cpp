@@ -190,9 +190,9 @@ Sample random_sample(uint64_t seed, double work) {
 }
 
 std::vector<Sample> edge_samples() {
-  std::vector<Sample> samples(4);
+  std::vector<Sample> samples(5);
   // Many queries and keys; so many tokens that the gradients of some queries alone fill megabytes;
-  // no video; the largest head_dim and the longest clip.
+  // no video; the largest head_dim and the longest clip; no query.
   samples[0].problem = {Storage::bfloat16, 1, 4,    90,      1,       5,    700, 4,
                         RowOf::video,      1, 2100, nullptr, nullptr, 0.8f, 0.4f};
   samples[1].problem = {Storage::float32, 1, 8, 1300,    1,       16,   1300, 8,
@@ -201,6 +201,8 @@ std::vector<Sample> edge_samples() {
                         RowOf::video,     1, 6, nullptr, nullptr, 0.8f, 0.3f};
   samples[3].problem = {Storage::float16, 1,  16, 7,       2,       256,  7,    16,
                         RowOf::frame,     16, 21, nullptr, nullptr, 1.5f, 0.06f};
+  samples[4].problem = {Storage::float32, 1, 2, 0,       3,       16,   5,   2,
+                        RowOf::video,     1, 6, nullptr, nullptr, 0.8f, 0.3f};
   for (Sample& sample : samples) {
     Random random(1);
     sample.origin = "edge " + std::to_string(&sample - samples.data());
