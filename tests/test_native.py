@@ -51,6 +51,6 @@ def test_kernels_pass_their_own_tests():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512", "amx"])
 def test_a_thousand_random_problems(isa):
     call(str(ROOT / "build/plain/kernels/cpu/tests/attention_test"), isa, "1000", "1000")

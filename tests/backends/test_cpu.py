@@ -36,7 +36,7 @@ def forced(isa):
         OPERATORS.cpu_force_isa(used)
 
 
-@pytest.fixture(params=["portable", "avx2", "avx512"])
+@pytest.fixture(params=["portable", "avx2", "avx512", "amx"])
 def isa(request):
     """An instruction set of this processor, in use for one test."""
     if request.param not in cpu.instruction_sets()[1]:

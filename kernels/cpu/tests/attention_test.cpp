@@ -52,7 +52,7 @@ void test_sample(Isa isa, Sample sample, Failures& failures) {
   std::fflush(stdout);
   const std::string text = sample.description();
   run_on_nan(sample, kernel_of(isa));
-  const std::string fault = check(sample, kernel_of(isa), expected(sample));
+  const std::string fault = check(sample, kernel_of(isa), expected(sample, isa));
   failures.expect(fault.empty(), text + ": " + fault);
   const auto bytes = bytes_of(sample);
   const Threads ways[] = {threads<1>(), threads<2>(), threads<3>(), threads<4>(), backwards<3>()};

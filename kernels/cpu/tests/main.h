@@ -37,13 +37,13 @@ inline int run_for_isa(int argc, char** argv, Numbers numbers, int (*run)(Isa, c
   for (size_t i = 0; i < numbers.size() && i + 2 < static_cast<size_t>(argc); ++i) {
     numbers[i] = std::atoll(argv[i + 2]);
   }
-  for (const Isa isa : {Isa::portable, Isa::avx2, Isa::avx512}) {
+  for (const Isa isa : {Isa::portable, Isa::avx2, Isa::avx512, Isa::amx}) {
     if (argc < 2 || std::strcmp(argv[1], cpu::name_of(isa)) != 0) continue;
     if (is_supported(isa)) return run(isa, numbers);
     std::printf("SKIPPED: this processor or this build has no %s\n", argv[1]);
     return skipped;
   }
-  std::fprintf(stderr, "usage: %s portable|avx2|avx512 [NUMBER ...]\n", argv[0]);
+  std::fprintf(stderr, "usage: %s portable|avx2|avx512|amx [NUMBER ...]\n", argv[0]);
   return 2;
 }
 

@@ -73,7 +73,7 @@ struct Errors {
   Tracked lse;
   std::vector<Tracked> output;
 
-  Errors(const Query& query, Format storage, int64_t head_dim)
+  Errors(const Query& query, Format storage, int64_t head_dim, double weight_roundoff)
       : q(query), format(storage), num_keys(query.token.size()), size(head_dim) {
     std::map<int64_t, double> uses;
     for (const int64_t token : q.token) ++uses[token];
@@ -86,10 +86,10 @@ struct Errors {
       while (high != sorted.end() && *high <= weight + 2 * unit) ++high;
       like_weights += static_cast<double>(high - low) / num_keys;
     }
-    forward();
+    forward(weight_roundoff);
   }
 
-  void forward() {
+  void forward(double weight_roundoff) {
     const double largest = *std::max_element(q.logit.begin(), q.logit.end());
     const double keys = static_cast<double>(num_keys);
     double total = 0, total_variance = 0;
@@ -114,7 +114,8 @@ struct Errors {
       Tracked shift{};  // through the errors of the weights
       for (int64_t j = 0; j < num_keys; ++j) {
         const double v = q.value[j][d];
-        products.add({q.weight[j], 0, 0}, v);
+        const double rounded = weight_roundoff * q.weight[j];
+        products.add({q.weight[j], rounded, mean_square * square(rounded) * copies[j]}, v);
         shift.limit += weight[j].limit * std::fabs(v - o);
         shift.variance += weight[j].variance * copies[j] * square(v - o);
       }
@@ -202,10 +203,12 @@ std::vector<Tracked> backward(const Errors& e, Gradients& gradients) {
 
 }  // namespace
 
-Expected expected(const Sample& sample) {
+Expected expected(const Sample& sample, Isa isa) {
   const Problem& p = sample.problem;
+  const bool rounds_weights = isa == Isa::amx && p.storage == Storage::bfloat16;
   const Inputs inputs = inputs_of(sample);
   const Format format = format_of(p.storage);
+  const double weight_roundoff = rounds_weights ? format.roundoff() : 0;
   const size_t size = inputs.key.size(), num_tokens = size / p.head_dim;
   Gradients gradients{std::vector<Sum>(size), std::vector<Sum>(size),
                       std::vector<double>(num_tokens), std::vector<double>(num_tokens)};
@@ -215,7 +218,7 @@ Expected expected(const Sample& sample) {
       for (int64_t t = 0; t < p.num_frames; ++t) {
         for (int64_t s = 0; s < p.num_queries; ++s) {
           const Query query = attend(sample, inputs, b, h, t, s);
-          const Errors errors(query, format, p.head_dim);
+          const Errors errors(query, format, p.head_dim, weight_roundoff);
           const auto query_grad = backward(errors, gradients);
           expected.output.insert(expected.output.end(), errors.output.begin(), errors.output.end());
           expected.query_grad.insert(expected.query_grad.end(), query_grad.begin(),

@@ -11,7 +11,8 @@
 //                      0.18 is that of a rounding to nearest; equal terms tend to err alike
 //   the exponential    has a relative error of exponential_error at most, which its test measures
 //   a softmax weight   has the absolute error of its logit as a relative one, and that of the
-//                      exponential; what all slots share cancels in the quotient of the two sums
+//                      exponential; what all slots share cancels in the quotient of the two sums;
+//                      amx rounds it to bfloat16 before the product with bfloat16 values
 //   the backward       computes weights from the forward's lse, and <output_grad, output> from the
 //                      stored output, so the errors of both are shared by all slots of a query
 //
@@ -40,7 +41,7 @@ struct Expected {
   std::vector<Tracked> output, lse, query_grad, key_grad, value_grad;
 };
 
-Expected expected(const Sample&);
+Expected expected(const Sample&, Isa);
 
 // What is wrong with a result whose rows have `row_size` elements; empty if nothing is.
 std::string fault(const char* name, const std::vector<double>& found,
