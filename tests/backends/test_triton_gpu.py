@@ -99,8 +99,9 @@ def test_kernels_kept_from_aligned_memory_are_right_for_any(mixing, moved, algor
     anywhere = list(aligned)
     anywhere[moved] = memory[1:].view_as(aligned[moved]).copy_(aligned[moved])
     assert anywhere[moved].data_ptr() % 16 != 0
-    once = output_and_gradients(fast(case), tuple(aligned[:3]), aligned[3])
-    assert_same(output_and_gradients(fast(case), tuple(anywhere[:3]), anywhere[3]), once)
+    # Rows read number by number lie otherwise in registers, so sums over them round otherwise.
+    for tensors in (aligned, anywhere):
+        assert_agrees(fast(case), case, tuple(tensors[:3]), tensors[3])
 
 
 def test_kernels_run_on_the_current_stream(algorithm):
