@@ -90,21 +90,17 @@ class ForwardPass {
     float* outputs = scratch(Buffer::outputs, count * padded_dim_);
     float* maxima = scratch(Buffer::maxima, 2 * count);
     float* sums = maxima + count;
-    constexpr double log2_e = 1.4426950408889634;
-    const auto factor = static_cast<float>(problem_.scale * log2_e);
     for (int64_t i = 0; i < count; ++i) {
       read_row(problem_.storage, call_.query, row.offset(call_.query, row.query(first + i)), dim,
-               factor, queries + i * padded_dim_);
+               log2_factor(problem_.scale), queries + i * padded_dim_);
     }
     for (int64_t slot = 0; slot < problem_.num_keys; slot += key_block_) {
       const int64_t num_keys = min(key_block_, problem_.num_keys - slot);
-      const Panels key_block{keys.data + slot * padded_dim_, keys.row_stride, keys.panel_stride};
-      const Panels value_block{values.data + slot * panel_width, values.row_stride,
-                               values.panel_stride};
+      const Panels key_block = keys.from_column(slot), value_block = values.from_row(slot);
       for (int64_t i = 0; i < count; i += forward_block) {
         run_block<gained>(row, first + i, min(forward_block, count - i), slot, num_keys,
                           queries + i * padded_dim_, key_block, value_block, gains,
-                          outputs + i * padded_dim_, maxima + i, sums + i);
+                          outputs + i * padded_dim_, maxima + i, sums + i, first + count + i);
       }
     }
     for (int64_t i = 0; i < count; ++i) {
@@ -120,7 +116,8 @@ class ForwardPass {
   template <bool gained>
   void run_block(const Row& row, int64_t first, int64_t count, int64_t slot, int64_t num_keys,
                  const float* queries, Panels keys, Panels values, const Gains& gains,
-                 float* outputs, float* maxima, float* sums) const {
+                 float* outputs, float* maxima, float* sums, int64_t next) const {
+    const bool last = slot + num_keys == problem_.num_keys;
     const int64_t vectors = vectors_of(num_keys), dim_vectors = vectors_of(problem_.head_dim);
     // An odd number of cache lines, so that equal columns of the rows fall into different sets.
     const int64_t stride = rounded_up(vectors * width, 16) | 16;
@@ -128,6 +125,16 @@ class ForwardPass {
     product<Left::rows, false>(count, vectors, problem_.head_dim, queries, padded_dim_, keys,
                                {logits, stride});
     for (int64_t i = 0; i < count; ++i) {
+      if (last) {
+        prefetch_row<Access::write>(problem_.storage, call_.output,
+                                    row.offset(call_.output, row.query(first + i)),
+                                    problem_.head_dim);
+        if (next + i < num_queries_) {
+          prefetch_row<Access::read>(problem_.storage, call_.query,
+                                     row.offset(call_.query, row.query(next + i)),
+                                     problem_.head_dim);
+        }
+      }
       float* row_logits = logits + i * stride;
       for (int64_t j = num_keys; j < vectors * width; ++j) row_logits[j] = -__builtin_inff();
       const float* row_gains = gained ? gains.of(row.query(first + i).frame, slot) : nullptr;

@@ -9,6 +9,8 @@
 namespace tokenmix::cpu {
 namespace {
 
+constexpr int64_t cache_line = 64;  // bytes
+
 constexpr int64_t rounded_up(int64_t x, int64_t multiple) {
   return (x + multiple - 1) / multiple * multiple;
 }
@@ -41,6 +43,21 @@ void write_row(const float* from, int64_t size, float factor, Element* to) {
   }
 }
 
+inline void fill_zero(float* to, int64_t size) {
+  for (int64_t i = 0; i < size; i += width) store(to + i, broadcast(0));
+}
+
+// Sizes are whole vectors.
+inline void add(const float* from, int64_t size, float* to) {
+  for (int64_t i = 0; i < size; i += width) store(to + i, load(to + i) + load(from + i));
+}
+
+inline float dot(const float* a, const float* b, int64_t size) {
+  Vec sum = broadcast(0);
+  for (int64_t i = 0; i < size; i += width) sum = fma(load(a + i), load(b + i), sum);
+  return sum_of(sum);
+}
+
 // Row `offset` (in elements) of a tensor.
 inline void read_row(Storage storage, const Strided& from, int64_t offset, int64_t size,
                      float factor, float* to) {
@@ -63,6 +80,18 @@ inline void write_row(Storage storage, const float* from, int64_t size, float fa
       return write_row(from, size, factor, static_cast<Bfloat16*>(to.data) + offset);
     case Storage::float16:
       return write_row(from, size, factor, static_cast<Float16*>(to.data) + offset);
+  }
+}
+
+enum class Access { read, write };
+
+// Asks for a row early: rows of one head lie too far apart for the processor to guess the next.
+template <Access access>
+void prefetch_row(Storage storage, const Strided& tensor, int64_t offset, int64_t size) {
+  const int64_t element = storage == Storage::float32 ? 4 : 2;
+  const char* row = static_cast<const char*>(tensor.data) + offset * element;
+  for (int64_t byte = 0; byte < size * element; byte += cache_line) {
+    __builtin_prefetch(row + byte, access == Access::write);
   }
 }
 

@@ -14,6 +14,12 @@ constexpr int max_head_dim = 256;
 struct Panels {
   const float* data;
   int64_t row_stride, panel_stride;
+
+  Panels from_row(int64_t row) const { return {data + row * row_stride, row_stride, panel_stride}; }
+  // Of a multiple of panel_width.
+  Panels from_column(int64_t column) const {
+    return {data + column / panel_width * panel_stride, row_stride, panel_stride};
+  }
 };
 
 // A matrix with contiguous rows.

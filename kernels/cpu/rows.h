@@ -9,6 +9,10 @@ namespace tokenmix::cpu {
 namespace {
 
 constexpr int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// Of queries, so that logits are in base 2.
+inline float log2_factor(float scale) { return static_cast<float>(scale * 1.4426950408889634); }
 
 struct Place {
   int64_t frame, token;
@@ -92,6 +96,8 @@ class Gains {
       }
     }
   }
+
+  bool exist() const { return data_ != nullptr; }
 
   // Of the slots from `slot` on.
   const float* of(int64_t frame, int64_t slot) const { return data_ + frame * stride_ + slot; }
