@@ -80,7 +80,8 @@ def test_no_backend_at_all_lists_every_reason(picky, monkeypatch):
 def test_unknown_names_are_errors_wherever_they_come_from(monkeypatch):
     with (
         pytest.raises(
-            ValueError, match=r"unknown backend 'fast' \(use_backend\); known: 'triton', 'cpu', 'eager'"
+            ValueError,
+            match=r"unknown backend 'fast' \(use_backend\); known: 'triton', 'cpu', 'eager'",
         ),
         tm.use_backend("fast"),
     ):

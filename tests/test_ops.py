@@ -140,6 +140,17 @@ def test_one_compiled_graph_serves_all_batch_sizes(mixing, marked, backend, devi
     assert counter.frame_count == (1 if marked else 2)
 
 
+def test_one_tensor_may_be_all_three(backend, device):
+    def attention(x):
+        return tm.token_mix_attention(x, x, x, mixing="released", backend=backend)
+
+    torch._dynamo.reset()
+    x = RELEASED.inputs(torch.float32, device)[0]
+    compiled = torch.compile(attention, fullgraph=True, backend="aot_eager")
+    grads = [torch.autograd.grad(f(x).square().sum(), x) for f in (attention, compiled)]
+    assert torch.allclose(*[grad for (grad,) in grads], atol=1e-5)
+
+
 class Layer(torch.nn.Module):
     """A projection, and the attention of its three parts."""
 

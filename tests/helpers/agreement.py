@@ -92,7 +92,7 @@ def assert_within(wanted, found, dtype):
 
 
 @st.composite
-def random_cases(draw, kinds=(*NAMES, "from_index"), max_batch=3, max_heads=3):
+def random_cases(draw, kinds=(*NAMES, "from_index"), max_batch=3, max_heads=3, max_head_dim=9):
     t, p, patches = draw(st.integers(1, 6)), draw(st.integers(0, 3)), draw(st.integers(1, 14))
     s = p + patches
     gain = draw(st.sampled_from((1.0, 0.8, 0.0, 2.0)))
@@ -121,6 +121,6 @@ def random_cases(draw, kinds=(*NAMES, "from_index"), max_batch=3, max_heads=3):
         num_tokens=s,
         num_prefix_tokens=p,
         num_heads=draw(st.integers(1, max_heads)),
-        head_dim=draw(st.integers(1, 9)),
+        head_dim=draw(st.integers(1, max_head_dim)),
         layout=draw(st.sampled_from(("contiguous", "packed", "padded", "heads_first"))),
     )
