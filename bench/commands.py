@@ -180,7 +180,7 @@ def run_loading(given: Namespace) -> None:
 def run_world(given: Namespace) -> None:
     from rich.console import Console
 
-    from bench.tables import world_table
+    from bench.tables.video import world_table
     from bench.world import World, measure
 
     sizes = ("clips", "stills", "still_epochs", "still_learning_rate", "epochs", "learning_rate")
@@ -198,7 +198,7 @@ def run_world(given: Namespace) -> None:
 
 def run_search(given: Namespace) -> None:
     from bench.search_world import measure
-    from bench.tables import search_table
+    from bench.tables.video import search_table
 
     path = given.results / "search-cpu.jsonl"
     found = measure(given.checkpoint, given.work, given.clips, given.rerank, given.seed)
@@ -210,7 +210,7 @@ def run_search(given: Namespace) -> None:
 def run_aot(given: Namespace) -> None:
     from bench.aot import SHIPPED, all_cases, compile_all, fastest_first, left_out, problems
     from bench.side_by_side import counter
-    from bench.tables import loops_table
+    from bench.tables.compiler import loops_table
 
     progress = counter("compiled {} kernels")
     targets = given.architectures or SHIPPED

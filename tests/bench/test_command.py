@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from bench import __main__ as command
-from bench import arguments, layers, operators, tables
+from bench import arguments, layers, operators
 from bench import rows as files
 from bench.lease import PLAN, REHEARSAL, Lease
 from bench.rows import read_rows
+from bench.tables.speed import layer_table
 
 ROOT = Path(command.__file__).parent.parent
 NAMES = (
@@ -213,7 +214,7 @@ def test_a_layer_is_measured_into_its_file(tmp_path, monkeypatch, capsys):
     assert {row["device"] for row in rows} == {"cpu"}
     assert {row["suite"] for row in rows} == {"layer"}
     shown = capsys.readouterr().out
-    assert tables.layer_table(rows) in shown
+    assert layer_table(rows) in shown
     # Pages are rendered from another folder.
     assert shown.endswith(f"\nrows: {tmp_path / 'layer-cpu.jsonl'}\n")
 

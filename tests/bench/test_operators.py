@@ -7,11 +7,12 @@ import pytest
 import torch
 
 import tokenmix_ops as tm
-from bench import operators, passes, tables
+from bench import operators, passes
 from bench.floor import Ceilings
 from bench.graphs import REPLAY, replays
 from bench.operators import Shape, host_rows, operator_rows, timed_passes
 from bench.passes import PASSES
+from bench.tables.speed import host_table
 from tokenmix_ops.peers import operators as ways
 from tokenmix_ops.testing import Case
 from tokenmix_ops.timing import HostClock, environment
@@ -130,4 +131,4 @@ def test_the_host_becomes_rows(monkeypatch):
     rows = host_rows(HostClock(), "cpu", backend="eager")
     assert {row["contender"] for row in rows} == {"eager", "sdpa"}
     assert all(len(row["rounds_us"]) == 2 for row in rows)
-    assert "sdpa" in tables.host_table([{**row, **environment()} for row in rows])
+    assert "sdpa" in host_table([{**row, **environment()} for row in rows])

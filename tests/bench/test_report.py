@@ -4,7 +4,7 @@ import pytest
 
 from bench import __main__ as command
 from bench.rows import write_rows
-from bench.tables import REHEARSED
+from bench.tables.gpu import REHEARSED
 
 
 def test_every_result_file_is_shown_and_none_is_changed(tmp_path, capsys):
