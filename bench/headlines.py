@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bench.rows import Row, read_rows
 from bench.targets import FUSED, PEERS, Results, short
-from tokenmix_ops.peers import LAYER_TITLES
+from tokenmix_ops.peer_layers import LAYER_TITLES
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from tokenmix_ops.backends.triton import configs
 from tokenmix_ops.backends.triton.configs import Config
 from tokenmix_ops.mixing import Mixing
 from tokenmix_ops.modules import TokenMixAttention
-from tokenmix_ops.peers import mixing_layer
+from tokenmix_ops.peer_layers import mixing_layer
 from tokenmix_ops.testing import CASES, Case
 
 Call = Callable[[], object]

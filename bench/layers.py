@@ -24,12 +24,9 @@ from bench.rows import Row
 from tokenmix_ops.functional import token_mix_attention
 from tokenmix_ops.mixing import Mixing
 from tokenmix_ops.modules import TokenMixAttention
-from tokenmix_ops.peers import Layer, layers_on
+from tokenmix_ops.peer_layers import GAINS, Layer, layers_on
 from tokenmix_ops.testing import Case
 from tokenmix_ops.timing import Clock
-
-GAINS = {"token_mixing": 0.8, "token_mixing_gain_off": 1.0}
-"""This project's layers."""
 
 
 class CheckedLayers:

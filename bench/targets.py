@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bench.rows import Row, latest
-from tokenmix_ops.peers import LAYER_TITLES, OPERATOR_TITLES, SDPA, SDPA_BY_FRAME
+from tokenmix_ops.peer_layers import LAYER_TITLES
+from tokenmix_ops.peers import OPERATOR_TITLES, SDPA, SDPA_BY_FRAME
 from tokenmix_ops.timing import ratio
 
 FUSED = (*SDPA, *SDPA_BY_FRAME, "xformers", "flash_attn")

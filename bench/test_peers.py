@@ -14,7 +14,8 @@ from bench.layers import CheckedLayers
 from bench.operators import MAIN, OFF
 from bench.passes import BACKENDS, PASSES, Contender, checked, turn
 from tokenmix_ops.mixing import Mixing
-from tokenmix_ops.peers import LAYER_TITLES, OPERATOR_TITLES, SELECTED, operators
+from tokenmix_ops.peer_layers import LAYER_TITLES
+from tokenmix_ops.peers import OPERATOR_TITLES, SELECTED, operators
 
 pytest.importorskip("pytest_benchmark")
 

@@ -10,19 +10,11 @@ import tokenmix_ops as tm
 from bench.operators import ADJACENT, OFF
 from bench.passes import Contender, checked, failure, fault, relative_errors
 from tokenmix_ops import peers
-from tokenmix_ops.mixing import Mixing
-from tokenmix_ops.modules import TokenMixAttention
 from tokenmix_ops.peers import (
-    LAYER_TITLES,
     OPERATOR_TITLES,
     SDPA,
     SDPA_BY_FRAME,
     SELECTED,
-    NaiveGather,
-    SpatialSDPA,
-    blip_layer,
-    layers_on,
-    mixing_layer,
 )
 from tokenmix_ops.peers import operators as ways
 from tokenmix_ops.reference import token_mix_attention_ref
@@ -143,34 +135,3 @@ def test_what_has_no_way_to_compute_a_call_says_so():
     for name in (*SDPA_BY_FRAME, "triton_selected", "cudnn_selected"):
         assert per_frame[name] == "frames share no key set"
     assert per_frame["naive_gather"] == "published for the released mixing only"
-
-
-@pytest.fixture
-def weights():
-    torch.manual_seed(0)
-    return TokenMixAttention(32, 4, 4, dtype=torch.float64)
-
-
-@pytest.fixture
-def tokens():
-    return torch.randn(8, 18, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.mark.interfaces
-def test_contenders_of_one_kind_compute_the_same(weights, tokens):
-    spatial = mixing_layer(weights, Mixing.spatial())(tokens)
-    assert torch.allclose(SpatialSDPA(weights)(tokens), spatial, atol=1e-12)
-    assert torch.allclose(blip_layer(weights, 32)(tokens), spatial, atol=1e-12)
-    for gain in (0.8, 1.0):
-        mixed = mixing_layer(weights, Mixing.released(cross_frame_gain=gain))(tokens)
-        # Its logits are float32, as published.
-        assert torch.allclose(NaiveGather(weights, gain)(tokens), mixed, atol=1e-5)
-    assert not torch.allclose(mixed, spatial, atol=1e-2)
-
-
-def test_all_contenders_share_their_weights():
-    layers = layers_on(TokenMixAttention(32, 4, 4))
-    assert list(layers) == list(LAYER_TITLES)
-    tokens = torch.randn(4, 18, 32)
-    layers["token_mixing"](tokens).sum().backward()
-    assert layers["naive_gather"].qkv.weight.grad is not None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from bench.rows import Row
 from bench.tables.layout import line, reasons
 from bench.targets import OTHERS, TARGETS, Results, order, short
-from tokenmix_ops.peers import LAYER_TITLES
+from tokenmix_ops.peer_layers import LAYER_TITLES
 
 
 def gpu_table(rows: Sequence[Row]) -> str:

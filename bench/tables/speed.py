@@ -8,7 +8,7 @@ from statistics import median
 from bench.rows import Row
 from bench.tables.layout import line, machine, milliseconds, reasons, videos
 from bench.targets import Results, contender_title, order
-from tokenmix_ops.peers import LAYER_TITLES
+from tokenmix_ops.peer_layers import LAYER_TITLES
 from tokenmix_ops.timing import Timings, ratio
 
 CPU_TARGETS = (

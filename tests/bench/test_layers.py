@@ -6,7 +6,7 @@ import torch
 from bench import layers, passes
 from bench.layers import CheckedLayers, layer_rows
 from bench.passes import PASSES
-from tokenmix_ops.peers import LAYER_TITLES
+from tokenmix_ops.peer_layers import LAYER_TITLES
 from tokenmix_ops.timing import HostClock
 
 

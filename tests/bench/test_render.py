@@ -8,9 +8,9 @@ import pytest
 
 from bench import render
 from bench.rows import write_rows
-from tokenmix_ops import peers
+from tokenmix_ops import peer_layers
 from tokenmix_ops.modules import TokenMixAttention
-from tokenmix_ops.peers import LAYER_TITLES, layers_on, time_layers
+from tokenmix_ops.peer_layers import LAYER_TITLES, layers_on, time_layers
 
 RESULTS = Path(__file__).parents[2] / "results"
 TEXT = "before\n<!-- rendered: layer-cpu -->\nold\n<!-- end of rendered -->\nafter\n"
@@ -19,9 +19,9 @@ TEXT = "before\n<!-- rendered: layer-cpu -->\nold\n<!-- end of rendered -->\naft
 @pytest.fixture
 def rows(monkeypatch):
     small = {"batch": 1, "num_frames": 4, "num_tokens": 10, "dim": 16}
-    monkeypatch.setattr(peers, "LAYER_SHAPE", small)
+    monkeypatch.setattr(peer_layers, "LAYER_SHAPE", small)
     timings = time_layers(layers_on(TokenMixAttention(16, 2, 4)), **small, rounds=3)
-    return peers.layer_rows(timings)
+    return peer_layers.layer_rows(timings)
 
 
 def test_a_table_is_rendered_into_its_block_and_a_stale_one_shows(rows, tmp_path):

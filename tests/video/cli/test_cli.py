@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from tokenmix_ops import backends, peers
+from tokenmix_ops import backends, peer_layers
 from tokenmix_ops.video import cli
 from tokenmix_ops.video import demo as demonstration
 from tokenmix_ops.video.data.shapes import write_world
@@ -69,7 +69,7 @@ def test_a_mistake_is_one_sentence(capsys, tmp_path):
 def quick(monkeypatch):
     """Layers of the timed size take minutes under test; smaller ones show the same."""
     small = {"batch": 1, "num_frames": 8, "num_tokens": 18, "dim": 24}
-    for module in (peers, demonstration):
+    for module in (peer_layers, demonstration):
         monkeypatch.setattr(module, "LAYER_SHAPE", small)
 
 
@@ -77,12 +77,12 @@ def test_bench_prints_and_writes_only_what_it_is_asked_to(capsys, tmp_path, quic
     monkeypatch.chdir(tmp_path)
     status, out, _ = run(capsys, "bench", "--rounds", "2")
     assert status == 0
-    assert all(title in out for title in peers.LAYER_TITLES.values())
+    assert all(title in out for title in peer_layers.LAYER_TITLES.values())
     assert list(tmp_path.iterdir()) == []
     status, out, _ = run(capsys, "bench", "--rounds", "1", "--json", "--out", "layer.jsonl")
     assert (tmp_path / "layer.jsonl").read_text() == out
     rows = [json.loads(line) for line in out.splitlines()]
-    assert {row["contender"] for row in rows} == peers.LAYER_TITLES.keys()
+    assert {row["contender"] for row in rows} == peer_layers.LAYER_TITLES.keys()
     assert all({"hardware", "torch", "commit", "rounds_ms"} <= row.keys() for row in rows)
 
 

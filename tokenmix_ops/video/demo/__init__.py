@@ -20,7 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
 
-from tokenmix_ops.peers import LAYER_SHAPE, blip_sized_layers, summary, time_layers
+from tokenmix_ops.peer_layers import LAYER_SHAPE, blip_sized_layers, summary, time_layers
 from tokenmix_ops.timing import Timings, environment
 from tokenmix_ops.video.data.clips import ClipError, normalize_clip
 from tokenmix_ops.video.data.shapes import render, sample_scenes, write_world
