@@ -16,7 +16,7 @@ TOOLS := .venv-tools
 
 # Environments share the source tree, where an editable installation writes.
 .NOTPARALLEL:
-.PHONY: help demo test test-all native test-versions test-floor test-newest test-oldest-torch test-gpu-versions gpu-cache lock check format bench clean FORCE
+.PHONY: help demo test test-all native test-native test-native-plain test-native-address test-native-thread test-arm test-versions test-floor test-newest test-oldest-torch test-gpu-versions gpu-cache lock check format bench clean FORCE
 
 help: ## Shows this list
 	@grep -hE '^[a-z -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 26
@@ -33,12 +33,30 @@ test-all: $(VENV)/ready ## Runs the test suite and the tests that take too long 
 native: $(VENV)/packages ## Builds the native library, or fails
 	$(BIN)/python setup.py build_native --inplace --strict
 
+test-native: test-native-plain test-native-address test-native-thread ## Tests the kernels without PyTorch, also under sanitizers
+
+test-native-plain test-native-address test-native-thread: test-native-%: $(VENV)/packages
+	$(call ctest,$*)
+
+test-arm: $(VENV)/packages ## The same for 64-bit Arm: needs g++-aarch64-linux-gnu and qemu-user
+	@for tool in aarch64-linux-gnu-g++ qemu-aarch64; do command -v $$tool >/dev/null || { echo \
+	"expected $$tool: apt-get install g++-aarch64-linux-gnu qemu-user"; exit 1; }; done
+	$(call ctest,arm)
+
+# $(call ctest,preset): builds and tests as that preset of CMakePresets.json says.
+define ctest
+	$(BIN)/cmake --preset $(1)
+	$(BIN)/cmake --build --preset $(1) -j $$(nproc)
+	$(BIN)/ctest --preset $(1) -j $$(nproc)
+endef
+
 test-versions: test-floor test-newest test-oldest-torch ## Tests third-party interfaces at the lowest and newest versions
 
 test-floor test-newest: test-%: .venv-%/ready ## The same at one end
 	.venv-$*/bin/python -m pytest -n auto -m interfaces
 
 test-oldest-torch: $(VENV)/ready .venv-torch/packages ## Tests the native library of this torch at the lowest one
+	.venv-torch/bin/python -m tokenmix_ops.video.cli explain
 	.venv-torch/bin/python -m pytest -n auto -m "not slow" $(NATIVE_TESTS)
 
 test-gpu-versions: .venv-gpu/ready ## Tests the kernels without a GPU, at the GPU machine's versions

@@ -20,7 +20,7 @@ from setuptools.command.build import build
 ROOT = Path(__file__).resolve().parent
 PLACE = Path("tokenmix_ops", "lib")
 LIBRARY, REASON = "libtokenmix_cpu.so", "no_cpu.txt"
-SOURCES = ("CMakeLists.txt", "kernels/**/*", "bindings/**/*", "tests/native/**/*")
+SOURCES = ("CMakeLists.txt", "CMakePresets.json", "cmake/*", "kernels/**/*", "bindings/**/*")
 
 
 class Unbuilt(Exception):
@@ -134,7 +134,8 @@ def cause(output):
     """The sentence of a failed build's output that tells why."""
     if "No CMAKE_CXX_COMPILER could be found" in output:
         return "no C++ compiler was found; install one, then reinstall tokenmix_ops"
-    if complaint := re.search(r"CMake Error[^\n]*:\n+(.+?)(?:\n\s*\n|\.\n|\Z)", output, re.DOTALL):
+    # A message is indented, and ends with its first sentence or before the next unindented line.
+    if complaint := re.search(r"CMake Error[^\n]*:\n(.+?)(?:\.\n|\n(?=\S)|\Z)", output, re.DOTALL):
         return " ".join(complaint[1].split())
     lines = output.strip().splitlines() or ["the build ended without a word"]
     return next((line for line in lines if re.search(r"\berror\b", line, re.I)), lines[-1]).strip()

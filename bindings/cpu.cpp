@@ -186,6 +186,12 @@ std::string isas() {
   return names;
 }
 
+std::string torch_of_build() {
+  constexpr uint64_t version = TORCH_ABI_VERSION;
+  return std::to_string(version >> 56) + "." + std::to_string(version >> 48 & 0xff) + "." +
+         std::to_string(version >> 40 & 0xff);
+}
+
 void force_isa(const std::string& name) {
   for (const cpu::Isa isa : kAllIsas) {
     if (name == cpu::name_of(isa) && cpu::is_supported(isa)) {
@@ -201,11 +207,13 @@ void force_isa(const std::string& name) {
 STABLE_TORCH_LIBRARY_FRAGMENT(tokenmix_ops, m) {
   m.def("cpu_isas() -> str");
   m.def("cpu_force_isa(str name) -> ()");
+  m.def("cpu_torch_of_build() -> str");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(tokenmix_ops, CompositeExplicitAutograd, m) {
   m.impl("cpu_isas", TORCH_BOX(&isas));
   m.impl("cpu_force_isa", TORCH_BOX(&force_isa));
+  m.impl("cpu_torch_of_build", TORCH_BOX(&torch_of_build));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(tokenmix_ops, CPU, m) {

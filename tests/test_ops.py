@@ -140,6 +140,7 @@ def test_one_compiled_graph_serves_all_batch_sizes(mixing, marked, backend, devi
     assert counter.frame_count == (1 if marked else 2)
 
 
+@pytest.mark.interfaces
 def test_one_tensor_may_be_all_three(backend, device):
     def attention(x):
         return tm.token_mix_attention(x, x, x, mixing="released", backend=backend)

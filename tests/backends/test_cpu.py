@@ -1,6 +1,7 @@
 """The C++ kernel for CPUs: every instruction set, any number of threads, and what it refuses."""
 
 import math
+import re
 from contextlib import contextmanager
 
 import pytest
@@ -84,6 +85,7 @@ ANY = (
 )
 
 
+@pytest.mark.interfaces
 @built
 @settings(max_examples=60)
 @given(*ANY)
@@ -204,6 +206,15 @@ def test_operators_check_what_they_are_given(wrong):
 
 
 @built
+def test_the_library_says_what_it_uses_and_what_it_was_built_with():
+    used, supported = cpu.instruction_sets()
+    assert supported[0] == "portable"
+    assert used == supported[-1]
+    found = r"(\w+), of portable.*; built with PyTorch \d+\.\d+\.\d+"
+    assert re.fullmatch(found, cpu.description())[1] == used
+
+
+@built
 def test_an_instruction_set_that_is_not_there_is_refused():
     with pytest.raises(RuntimeError, match=r"expected an instruction set .* got sse9"):
         OPERATORS.cpu_force_isa("sse9")
@@ -239,6 +250,7 @@ def test_it_is_the_default_on_a_cpu():
         assert tm.explain(*case.inputs(torch.float32), case.plan).backend == "cpu"
 
 
+@pytest.mark.interfaces
 @built
 @pytest.mark.parametrize("strict", [False, True])
 def test_an_exported_program_needs_nothing_of_ours_unless_asked_to(strict):

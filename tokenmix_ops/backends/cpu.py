@@ -77,4 +77,11 @@ def instruction_sets() -> tuple[str, tuple[str, ...]]:
     return used, tuple(supported)
 
 
+def description() -> str:
+    """One line about a library that is available."""
+    used, supported = instruction_sets()
+    built = torch.ops.tokenmix_ops.cpu_torch_of_build()
+    return f"{used}, of {', '.join(supported)}; built with PyTorch {built}"
+
+
 ops.define(name)

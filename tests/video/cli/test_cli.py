@@ -42,6 +42,16 @@ def test_explain(capsys):
     assert "eager: can run" in run(capsys, "explain")[1]
 
 
+def test_explain_names_the_instruction_set_of_the_cpu_kernel(capsys, monkeypatch):
+    monkeypatch.setattr(backends.cpu, "description", lambda: "fast, of slow, fast")
+    line = "CPU kernel: fast, of slow, fast\n"
+    for reason in (None, "not built: no luck"):
+        monkeypatch.setattr(backends.cpu, "unavailable", lambda reason=reason: reason)
+        out = run(capsys, "explain")[1]
+        assert (line in out) == (reason is None)
+        assert f"cpu: {reason or 'can run'}\n" in out
+
+
 def test_explain_says_what_the_environment_requests(capsys, monkeypatch):
     monkeypatch.setenv("TOKENMIX_BACKEND", "eager")
     assert "TOKENMIX_BACKEND requests 'eager' for every call\n" in run(capsys, "explain")[1]

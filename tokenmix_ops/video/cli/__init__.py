@@ -78,6 +78,8 @@ def explain(json: bool = False) -> None:
     print(f"tokenmix_ops {__version__}, PyTorch {torch.__version__}, {cuda}")
     for name, reason in report.items():
         print(f"  {name}: {reason or 'can run'}")
+    if report["cpu"] is None:
+        print(f"CPU kernel: {backends.cpu.description()}")
     if request := backends.environment_request():
         print(request)
     print("For one call: tokenmix_ops.explain(query, key, value, mixing)")
