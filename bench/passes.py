@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import isfinite
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ LARGEST_ERROR = {
 """Relative errors of outputs above which a peer computes something else: a few times those of right
 ones, and far below that of a forgotten gain, or in float32 of TF32. Gradients may have twice as
 much."""
-BACKENDS = {"eager": Arithmetic(composed=True), "triton": FUSED}
+BACKENDS = {"eager": Arithmetic(composed=True), "triton": FUSED, "cpu": FUSED}
 """What this project's backends may round."""
 FEWEST_ROUNDS, MOST_ROUNDS = 7, 41
 
@@ -189,17 +190,21 @@ def race(
     seconds: float,
     rounds: int | None = None,
     begin: Begin = lambda contender, of_pass: None,
+    yardsticks: Mapping[str, Turn] = MappingProxyType({}),
 ) -> Race:
     """Times one pass of all contenders in turn, for about so many seconds or for ``rounds``.
 
     One that fails, for want of memory for example, is left out with its reason. ``begin`` is told
-    who warms up.
+    who warms up. ``yardsticks`` take turns too.
     """
     found = Race()
     turns: dict[str, Turn] = {}
-    for name, contender in contenders.items():
+    for name, ready in (
+        *((name, turn(contender, of_pass)) for name, contender in contenders.items()),
+        *yardsticks.items(),
+    ):
         begin(name, of_pass)
-        turns[name] = turn(contender, of_pass)
+        turns[name] = ready
         why = failure(partial(_warm_up, turns[name], clock, found.extra_bytes, name))
         if why:
             found.reasons[name] = why

@@ -10,6 +10,7 @@ import tokenmix_ops as tm
 from bench.operators import ADJACENT, OFF
 from bench.passes import Contender, checked, failure, fault, relative_errors
 from tokenmix_ops import peers
+from tokenmix_ops.peer_layers import no_kernel
 from tokenmix_ops.peers import (
     OPERATOR_TITLES,
     SDPA,
@@ -39,10 +40,13 @@ GPU_ONLY += ["cudnn_selected", "xformers", "flash_attn"]
 def test_contenders_compute_the_oracle(mixing, name):
     case = replace(TINY, mixing=mixing)
     device = "cuda" if ON_GPU and name.startswith("triton") else "cpu"
+    kernel = "cpu" if name.startswith("cpu") else "triton"
+    if kernel == "cpu" and (why := no_kernel()):
+        pytest.skip(why)
     plan = case.plan_on(device)
-    call = ways(plan, compiled=False)[name]
+    call = ways(plan, compiled=False, kernel=kernel)[name]
     if isinstance(call, str):
-        assert name not in ("triton", "eager", "flex", "spatial_sdpa")
+        assert name not in ("triton", "cpu", "eager", "flex", "spatial_sdpa")
         return
     inputs = tuple(t.detach() for t in case.inputs(torch.float32, device))
     expected_plan = (
@@ -125,7 +129,11 @@ def test_a_forgotten_gain_is_noticed(on_cpu):
 
 def test_what_has_no_way_to_compute_a_call_says_so():
     with_gain, without = (ways(replace(TINY, mixing=m).plan) for m in MIXINGS[:2])
-    assert list(with_gain) == list(without) == list(OPERATOR_TITLES)
+    ours = ["cpu", "cpu_selected"]
+    assert list(with_gain) == list(without) == [n for n in OPERATOR_TITLES if n not in ours]
+    on_cpu = list(ways(TINY.plan, kernel="cpu"))
+    assert on_cpu[:3] == [*ours, "eager"]
+    assert set(on_cpu) == OPERATOR_TITLES.keys() - set(GPU_ONLY) - {"triton", "triton_selected"}
     for name in (*SDPA, *SDPA_BY_FRAME, "cudnn_selected"):
         assert callable(with_gain[name])
     for name in SDPA_BY_FRAME:

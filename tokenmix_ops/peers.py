@@ -59,11 +59,11 @@ OPERATOR_TITLES = {
 
 
 def operators(
-    plan: Plan, compiled: bool = True, device: str = "cuda"
+    plan: Plan, compiled: bool = True, kernel: str = "triton"
 ) -> dict[str, Attention | str]:
     """By name, in the order of `OPERATOR_TITLES`: a function, or the reason why there is none.
 
-    Those that know only another type of ``device`` are left out.
+    ``kernel`` is one of `KERNELS`; beside that for CPUs, peers that know only GPUs are left out.
 
     Attention that knows no gain gets one set of scaled keys for each frame. With these, all frames
     go at once, for which the values are copied, or frame by frame, which takes more launches.
@@ -73,7 +73,6 @@ def operators(
     """
     on_keys = _on_scaled if plan.scales_logits else _on_gathered
     per_frame = None if plan.rows == "shared" else "frames share no key set"
-    kernel = KERNELS[device]
     found: dict[str, Attention | str] = {
         kernel: _tokenmix(kernel, plan),
         f"{kernel}_selected": per_frame or _tokenmix(kernel, plan),
@@ -97,7 +96,7 @@ def operators(
         missing = None if find_spec(package) else f"{package} is not installed"
         found[name] = missing or on_keys(peer, plan)
     found["spatial_sdpa"] = spatial_sdpa
-    return {name: way for name, way in found.items() if device == "cuda" or name not in ON_GPUS}
+    return {name: way for name, way in found.items() if kernel != "cpu" or name not in ON_GPUS}
 
 
 def _tokenmix(backend: str, plan: Plan) -> Attention:

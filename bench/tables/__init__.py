@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from bench.rows import Row
 from bench.tables.compiler import aot_table
 from bench.tables.gpu import gpu_table
-from bench.tables.speed import host_table, layer_table, operator_table
+from bench.tables.speed import host_table, layer_table, operator_table, tower_table
 from bench.tables.tuning import memory_table, training_table
 from bench.tables.video import loading_table, rerank_table, search_table, world_table
 
@@ -22,6 +22,7 @@ TABLES: Mapping[str, Callable[[Sequence[Row]], str]] = {
     "rehearsal": gpu_table,
     "rerank": rerank_table,
     "search": search_table,
+    "tower": tower_table,
     "training": training_table,
     "world": world_table,
 }

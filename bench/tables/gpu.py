@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from bench.rows import Row
 from bench.tables.layout import line, reasons
-from bench.targets import OTHERS, TARGETS, Results, order, short
+from bench.tables.ratios import shape_lines, target_lines
+from bench.targets import TARGETS, Results, order
 from tokenmix_ops.peer_layers import LAYER_TITLES
 
 
@@ -17,12 +18,8 @@ def gpu_table(rows: Sequence[Row]) -> str:
     """
     results = Results(rows)
     rehearsed = any(row.get("rehearsal") for row in rows)
-    lines = [f"| target, on {results.hardware} | measured | wanted | |", "|---|---:|---:|---|"]
-    for target in TARGETS:
-        verdict = target.judge(results)
-        shown, met = verdict or ("not measured", False)
-        word = "" if verdict is None or rehearsed else "met" if met else "short"
-        lines.append(f"| {target.text} | {shown} | {target.wanted} | {word} |")
+    judged = ((target.text, target.wanted, target.judge(results)) for target in TARGETS)
+    lines = target_lines(results.hardware, judged, claims=not rehearsed)
     lines += ["", *_shapes(results), "", *_gpu_layers(results), "", *_host_line(results)]
     lines += [*reasons(results), "", REHEARSED if rehearsed else _where(results)]
     return "\n".join(lines)
@@ -35,25 +32,14 @@ REHEARSED = (
 
 
 def _shapes(results: Results) -> list[str]:
-    titles = (f"shape, on {results.hardware}", "pass", "Triton, ms", "of the floor", *OTHERS)
-    lines = [line(*titles)]
-    lines.append("|---|---|---:|---:|" + "---:|" * len(OTHERS))
-    for shape, of_pass in order(results.part("operator")):
-        row = results.find(shape, of_pass, "triton")
-        if row is None:
-            continue
-        cells = []
-        for names in OTHERS.values():
-            found = results.ratio(shape, of_pass, names)
-            best = f", {short(found.slower)}" if found and len(names) > 1 else ""
-            cells.append(f"{found}{best}" if found else "")
-        fraction = results.fraction(shape, of_pass)
-        lines.append(
-            f"| {shape} | {of_pass} | {row['median_ms']:.3g} | {fraction:.0%} | "
-            + " | ".join(cells)
-            + " |"
-        )
-    return lines
+    def of_floor(row: Row) -> str:
+        return f"{results.fraction(row['shape'], row['pass']):.0%}"
+
+    return shape_lines(
+        results.hardware,
+        results,
+        {"Triton, ms": lambda row: f"{row['median_ms']:.3g}", "of the floor": of_floor},
+    )
 
 
 def _gpu_layers(results: Results) -> list[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bench.rows import Row
-from bench.targets import Results, contender_title
+from bench.targets import Results
+from bench.titles import contender_title
 
 
 def line(*cells: object) -> str:
@@ -20,6 +21,10 @@ def videos(number: int) -> str:
 
 def machine(row: Row) -> str:
     threads = f", {row['threads']} threads" if "threads" in row else ""
+    if "isa" in row:
+        threads += f", kernel with {row['isa']}"
+    if "forced_isa" in row:
+        threads += f", everybody held to {row['forced_isa']}"
     return (
         f"{row['hardware']}{threads}, PyTorch {row['torch']}, tokenmix_ops {row['tokenmix_ops']} "
         f"at {row['commit']}, {row['date']}"
