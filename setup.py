@@ -101,11 +101,11 @@ def compiled():
 
 
 def find_cmake():
-    if find_spec("cmake"):
+    try:
         from cmake import CMAKE_BIN_DIR
-
-        return os.path.join(CMAKE_BIN_DIR, "cmake")
-    return shutil.which("cmake")
+    except ImportError:
+        return shutil.which("cmake")
+    return os.path.join(CMAKE_BIN_DIR, "cmake")
 
 
 def find_torch():

@@ -32,7 +32,7 @@ def copied(folder):
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "CMakeLists.txt"):
         shutil.copy(ROOT / name, copy)
     unwanted = shutil.ignore_patterns("lib", "__pycache__")
-    for name in ("kernels", "bindings", "tokenmix_ops"):
+    for name in ("cmake", "kernels", "bindings", "tokenmix_ops"):
         shutil.copytree(ROOT / name, copy / name, ignore=unwanted)
     return copy
 

@@ -48,8 +48,7 @@ def parts(case, device, dtype=torch.float32):
     inputs = tuple(t.detach() for t in case.inputs(dtype, device))
     plan = case.plan_on(device)
     tables = (plan.key_index, plan.key_frame, plan.token_order, plan.use_start, plan.uses)
-    numbers = (ops.ROW_DIM[plan.rows], plan.num_tokens, plan.num_prefix_tokens)
-    return inputs, tables, (*numbers, plan.num_full_tokens, plan.cross_frame_gain, 0.25)
+    return inputs, tables, ops.numbers_of(plan, 0.25)
 
 
 def test_schemas_name_what_they_take_and_give(operators):

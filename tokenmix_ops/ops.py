@@ -37,6 +37,7 @@ BACKWARD = (
 """Gradients have the shapes of query, key and value. query_grad is contiguous; the others have the
 strides of key and value if these are dense. Tokens that no slot names get exactly zero. The inverse
 tables (`Plan.token_order` and on) are empty where the plan has none."""
+
 ROW_DIM = {"shared": None, "frame": 1, "token": 2}
 """row_dim of `Plan.rows`."""
 
@@ -72,9 +73,7 @@ def attention(
 
     Expects shapes that `tokenmix_ops.token_mix_attention` has validated.
     """
-    gain = plan.cross_frame_gain if plan.scales_logits else 1.0
-    tokens = (plan.num_tokens, plan.num_prefix_tokens, plan.num_full_tokens)
-    numbers = (ROW_DIM[plan.rows], *tokens, gain, scale)
+    numbers = numbers_of(plan, scale)
     if torch.is_grad_enabled() and (
         query.requires_grad or key.requires_grad or value.requires_grad
     ):
@@ -84,6 +83,13 @@ def attention(
         tables = (plan.key_index, plan.key_frame, plan.token_order, plan.use_start, plan.uses)
         return _Attention.apply(backend, query, key, value, *tables, *numbers)
     return _operator(backend, "fwd")(query, key, value, plan.key_index, plan.key_frame, *numbers)[0]
+
+
+def numbers_of(plan: Plan, scale: float) -> tuple[Any, ...]:
+    """Returns the arguments of an operator that follow its tables."""
+    gain = plan.cross_frame_gain if plan.scales_logits else 1.0
+    tokens = (plan.num_tokens, plan.num_prefix_tokens, plan.num_full_tokens)
+    return (ROW_DIM[plan.rows], *tokens, gain, scale)
 
 
 class _Attention(torch.autograd.Function):

@@ -15,6 +15,8 @@ constexpr int64_t rounded_up(int64_t x, int64_t multiple) {
   return (x + multiple - 1) / multiple * multiple;
 }
 
+constexpr int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
+
 constexpr int64_t vectors_of(int64_t size) { return (size + width - 1) / width; }
 
 // to = factor * from, padded with zeros to whole vectors.
@@ -50,6 +52,11 @@ inline void fill_zero(float* to, int64_t size) {
 // Sizes are whole vectors.
 inline void add(const float* from, int64_t size, float* to) {
   for (int64_t i = 0; i < size; i += width) store(to + i, load(to + i) + load(from + i));
+}
+
+inline void scale_row(float factor, int64_t size, float* row) {
+  const Vec factors = broadcast(factor);
+  for (int64_t i = 0; i < size; i += width) store(row + i, load(row + i) * factors);
 }
 
 inline float dot(const float* a, const float* b, int64_t size) {
@@ -88,10 +95,11 @@ enum class Access { read, write };
 // Asks for a row early: rows of one head lie too far apart for the processor to guess the next.
 template <Access access>
 void prefetch_row(Storage storage, const Strided& tensor, int64_t offset, int64_t size) {
-  const int64_t element = storage == Storage::float32 ? 4 : 2;
-  const char* row = static_cast<const char*>(tensor.data) + offset * element;
-  for (int64_t byte = 0; byte < size * element; byte += cache_line) {
-    __builtin_prefetch(row + byte, access == Access::write);
+  const uintptr_t element = storage == Storage::float32 ? 4 : 2;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(tensor.data) + offset * element;
+  const uintptr_t end = begin + size * element;
+  for (uintptr_t line = begin / cache_line * cache_line; line < end; line += cache_line) {
+    __builtin_prefetch(reinterpret_cast<const void*>(line), access == Access::write);
   }
 }
 

@@ -23,6 +23,8 @@ struct Row {
   const Problem& problem;
   int64_t video, head, row;
 
+  Row of_head(int64_t other) const { return {problem, video, other, row}; }
+
   int64_t num_queries() const {
     switch (problem.row_of) {
       case RowOf::video:
@@ -45,6 +47,13 @@ struct Row {
         break;
     }
     return {i, row};
+  }
+
+  // The place of the query after the one at `place`; cheaper than query().
+  Place next(Place place) const {
+    if (problem.row_of == RowOf::token) return {place.frame + 1, place.token};
+    const bool wraps = problem.row_of == RowOf::video && place.token + 1 == problem.num_queries;
+    return wraps ? Place{place.frame + 1, 0} : Place{place.frame, place.token + 1};
   }
 
   Place key(int64_t slot) const {

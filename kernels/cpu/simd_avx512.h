@@ -1,7 +1,8 @@
 // Vectors of AVX-512 (F, BW, DQ, VL).
 #pragma once
 
-// GCC 12's own intrinsics trip it (GCC bug 105593).
+// GCC 12's own intrinsics trip them (GCC bug 105593).
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 
 #include <immintrin.h>

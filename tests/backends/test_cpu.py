@@ -145,9 +145,7 @@ def operands(case, dtype=torch.float32):
     """The arguments of `cpu_fwd`."""
     plan = case.plan
     inputs = [t.detach() for t in case.inputs(dtype)]
-    numbers = (ops.ROW_DIM[plan.rows], plan.num_tokens, plan.num_prefix_tokens)
-    numbers += (plan.num_full_tokens, plan.cross_frame_gain, 0.25)
-    return [*inputs, plan.key_index, plan.key_frame, *numbers]
+    return [*inputs, plan.key_index, plan.key_frame, *ops.numbers_of(plan, 0.25)]
 
 
 @built

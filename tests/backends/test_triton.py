@@ -555,8 +555,7 @@ def test_nothing_is_materialised(case, algorithm):
     inputs = tuple(t.detach() for t in case.inputs(DTYPE, DEVICE))
     plan = case.plan_on(DEVICE)
     output_grad = random_like(inputs[0])
-    numbers = (plan.num_tokens, plan.num_prefix_tokens, plan.num_full_tokens)
-    numbers += (plan.cross_frame_gain, 0.25)
+    numbers = ops.numbers_of(plan, 0.25)
     tables = (plan.key_index, plan.key_frame, plan.token_order, plan.use_start, plan.uses)
     with NewMemory(*inputs, *tables) as memory:
         output, lse = launch.forward(*inputs, *tables[:2], *numbers)
@@ -603,9 +602,9 @@ def test_lse_is_the_logarithm_to_base_2(mixing, algorithm):
     case = case_of(mixing, num_heads=2, batch=2)
     query, key, value = (t.detach() for t in case.inputs(DTYPE, DEVICE))
     plan = case.plan_on(DEVICE)
-    numbers = (plan.num_tokens, plan.num_prefix_tokens, plan.num_full_tokens)
+    numbers = ops.numbers_of(plan, 0.25)
     _, lse = torch.ops.tokenmix_ops.triton_fwd(
-        query, key, value, plan.key_index, plan.key_frame, *numbers, plan.cross_frame_gain, 0.25
+        query, key, value, plan.key_index, plan.key_frame, *numbers
     )
     rows = torch.zeros(4) if plan.rows == "shared" else torch.arange(4)
     keys = key.double().flatten(1, 2)[:, plan.key_index[rows.long()].long()]

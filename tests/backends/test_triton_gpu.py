@@ -240,8 +240,7 @@ def test_the_allocator_sees_nothing_but_results(mixing, algorithm):
     inputs, output_grad = detached(case)
     plan = case.plan_on("cuda")
     tables = (plan.key_index, plan.key_frame, plan.token_order, plan.use_start, plan.uses)
-    numbers = (ops.ROW_DIM[plan.rows], plan.num_tokens, plan.num_prefix_tokens)
-    numbers += (plan.num_full_tokens, plan.cross_frame_gain, 0.125)
+    numbers = ops.numbers_of(plan, 0.125)
 
     def peak_of(function, *arguments):
         function(*arguments)

@@ -20,6 +20,7 @@ from triton.compiler import make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
 import tokenmix_ops as tm
+from tokenmix_ops import ops
 from tokenmix_ops.backends import triton
 from tokenmix_ops.backends.triton import configs, launch
 from tokenmix_ops.backends.triton.layout import Tile
@@ -134,7 +135,7 @@ def call(mixing, dtype, head_dim, batch=1, places=None):
         tensors[name] for name in (*ROWS, "lse", *TABLES)
     )
     plan = case.plan
-    numbers = (plan.num_tokens, plan.num_prefix_tokens, plan.num_full_tokens, 0.8, 0.25)
+    numbers = (*ops.numbers_of(plan, 0.25)[:-2], 0.8, 0.25)
     launch.forward(query, key, value, *tables[:2], *numbers)
     launch.backward(output_grad, query, key, value, output, lse, *tables, *numbers)
 

@@ -12,6 +12,7 @@ from triton.runtime.driver import driver
 
 import tokenmix_ops as tm
 from bench.pretence import Driver
+from tokenmix_ops import ops
 from tokenmix_ops.backends.triton import launch
 from tokenmix_ops.testing import Case
 
@@ -41,8 +42,7 @@ def call(padding, backward=True):
     tensors = [torch.empty(*shape, 72 + padding).half()[..., :72] for _ in range(5)]
     query, key, value, output, output_grad = tensors
     tables = (plan.key_index, plan.key_frame)
-    tokens = (plan.num_tokens, plan.num_prefix_tokens, plan.num_full_tokens)
-    numbers = (None, *tokens, 0.8, 0.25)
+    numbers = ops.numbers_of(plan, 0.25)
     launch.forward(query, key, value, *tables, *numbers)
     if backward:
         tables += (plan.token_order, plan.use_start, plan.uses)

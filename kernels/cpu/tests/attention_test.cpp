@@ -47,6 +47,9 @@ void run_on_nan(Sample& sample, const Kernel& kernel) {
 }
 
 void test_sample(Isa isa, Sample sample, Failures& failures) {
+  // So that the output of a crash ends with its cause.
+  std::printf("%s; ", sample.origin.c_str());
+  std::fflush(stdout);
   const std::string text = sample.description();
   run_on_nan(sample, kernel_of(isa));
   const std::string fault = check(sample, kernel_of(isa), expected(sample));
@@ -184,23 +187,24 @@ void test_infinite_key(Isa isa, Failures& failures) {
       "a key of -inf is not without weight");
 }
 
-int run_all(Isa isa, int64_t num_samples) {
+int run_all(Isa isa, const Numbers& numbers) {
+  const int64_t count = numbers[0], first_seed = numbers[1];
   Failures failures;
-  for (int64_t seed = 1; seed <= num_samples; ++seed) {
+  for (int64_t seed = first_seed; seed < first_seed + count; ++seed) {
     test_sample(isa, random_sample(static_cast<uint64_t>(seed), work), failures);
   }
   for (const Sample& sample : large_samples()) test_sample(isa, sample, failures);
   test_unselected_tokens(isa, failures);
   test_nan(isa, failures);
   test_infinite_key(isa, failures);
-  std::printf("%s: %lld random problems, seeds from 1 on\n", cpu::name_of(isa),
-              static_cast<long long>(num_samples));
   return failures.exit_status();
 }
 
 }  // namespace
 }  // namespace tokenmix::cpu::testing
 
+// attention_test ISA [COUNT [FIRST_SEED]]
 int main(int argc, char** argv) {
-  return tokenmix::cpu::testing::run_for_isa(argc, argv, 200, tokenmix::cpu::testing::run_all);
+  using namespace tokenmix::cpu::testing;
+  return run_for_isa(argc, argv, {150, 1}, run_all);
 }

@@ -41,7 +41,8 @@ Worst worst_error(const Kernels& kernels, uint32_t first, uint32_t last, int64_t
   return worst;
 }
 
-int run(Isa isa, int64_t step) {
+int run(Isa isa, const Numbers& numbers) {
+  const int64_t step = numbers[0];
   const Kernels& kernels = kernels_of(isa);
   Failures failures;
   const auto bits = [](float x) { return std::bit_cast<uint32_t>(x); };
@@ -89,7 +90,8 @@ int run(Isa isa, int64_t step) {
 }  // namespace
 }  // namespace tokenmix::cpu::testing
 
-// NUMBER: of how many floats one is tried.
+// exp2_test ISA [STEP]: tries every STEP-th float, outside of one octave.
 int main(int argc, char** argv) {
-  return tokenmix::cpu::testing::run_for_isa(argc, argv, 61, tokenmix::cpu::testing::run);
+  using namespace tokenmix::cpu::testing;
+  return run_for_isa(argc, argv, {61}, run);
 }

@@ -200,7 +200,7 @@ std::vector<Sample> large_samples() {
                         RowOf::token,     5000, 7, nullptr, nullptr, 1.5f, 0.05f};
   for (Sample& sample : samples) {
     Random random(1);
-    sample.origin = "large";
+    sample.origin = "large " + std::to_string(&sample - samples.data());
     draw_tables(random, sample, false);
     sample.draw(random, Layout::packed, Layout::packed);
   }

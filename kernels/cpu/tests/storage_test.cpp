@@ -102,7 +102,7 @@ void test_lengths(const Conversions& conversions, Storage storage, Failures& fai
   }
 }
 
-int run(Isa isa, int64_t) {
+int run(Isa isa, const Numbers&) {
   Failures failures;
   for (const Storage storage : {Storage::bfloat16, Storage::float16}) {
     test_reading(conversions_of(isa), storage, failures);
@@ -118,5 +118,6 @@ int run(Isa isa, int64_t) {
 }  // namespace tokenmix::cpu::testing
 
 int main(int argc, char** argv) {
-  return tokenmix::cpu::testing::run_for_isa(argc, argv, 0, tokenmix::cpu::testing::run);
+  using namespace tokenmix::cpu::testing;
+  return run_for_isa(argc, argv, {}, run);
 }
