@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,8 +61,9 @@ class Towers:
     """
 
     def __init__(self, own: nn.Module, device: str) -> None:
-        self.own, self.device = own, device
-        ways = conversions(own.config.num_hidden_layers, KERNELS[device])
+        self.config: Any = own.config
+        self.device = device
+        ways = conversions(self.config.num_hidden_layers, KERNELS[device])
         self.towers = {"transformers": own}
         self.towers |= {name: converted(own, *way) for name, way in ways.items()}
         self.errors: dict[str, dict[str, float]] = {}
@@ -78,7 +80,7 @@ class Towers:
                 self.reasons[name] = why
 
     def rows(self, clock: Clock, batch: int, rounds: int) -> list[Row]:
-        config = self.own.config
+        config = self.config
         facts: Row = {
             "part": "tower",
             "shape": f"B = {batch}",
@@ -105,7 +107,7 @@ class Towers:
         self.errors[name] = relative_errors(found, {"output": exact})
 
     def _pixels(self, batch: int) -> Tensor:
-        side = self.own.config.image_size
+        side = self.config.image_size
         return torch.randn(batch * NUM_FRAMES, 3, side, side, device=self.device)
 
 
