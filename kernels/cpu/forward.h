@@ -23,8 +23,8 @@ constexpr int64_t forward_blocks = 16;      // of a chunk, if there are many blo
 constexpr int64_t max_whole_keys = 640;     // in one block
 constexpr int64_t forward_key_block = 256;  // otherwise; whole panels
 
-// Heads that pass together, since a token's heads usually lie side by side in memory; as many as
-// leave room for their keys and values in the second-level cache.
+// Heads that pass together, since a token's heads usually lie side by side in memory: as many as
+// leave room for their keys and values in the second-level cache, and as there are for each thread.
 constexpr int64_t max_group = 8;
 constexpr int64_t group_bytes = 512 << 10;
 
@@ -44,7 +44,7 @@ class ForwardPass {
                                                ? forward_block * forward_blocks
                                                : forward_block)) {
     const int64_t fitting = group_bytes / (4 * (keys_size_ + values_size_));
-    const int64_t sharing = problem_.batch * problem_.num_heads * num_rows_ / (4 * num_threads);
+    const int64_t sharing = problem_.batch * problem_.num_heads * num_rows_ / num_threads;
     const int64_t group = max(1, min(max_group, min(fitting, sharing)));
     num_groups_ = ceil_div(problem_.num_heads, group);
   }
@@ -103,6 +103,8 @@ class ForwardPass {
     const int64_t dim = problem_.head_dim;
     const auto reader = [&](const Strided& tensor) {
       return [&](int64_t slot, float* to) {
+        const int64_t later = min(slot + 8, problem_.num_keys - 1);
+        prefetch<Access::read>(tensor, row, row.key(later));
         read_row(problem_.storage, tensor, row.offset(tensor, row.key(slot)), dim, 1.0f, to);
       };
     };

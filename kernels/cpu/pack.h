@@ -101,6 +101,8 @@ void prefetch_row(Storage storage, const Strided& tensor, int64_t offset, int64_
   for (uintptr_t line = begin / cache_line * cache_line; line < end; line += cache_line) {
     __builtin_prefetch(reinterpret_cast<const void*>(line), access == Access::write);
   }
+  // GCC takes a function of prefetches alone for one without effect, and drops its calls.
+  asm volatile("");
 }
 
 // Transposes the square whose rows start at from + i * from_stride.

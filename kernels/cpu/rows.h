@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "attention.h"
+#include "scratch.h"
 
 namespace tokenmix::cpu {
 namespace {
@@ -114,6 +115,41 @@ class Gains {
  private:
   const float* data_ = nullptr;
   int64_t stride_ = 0;
+};
+
+// The slots that name each token, in order of row and slot.
+class TokenSlots {
+ public:
+  struct Slot {
+    int64_t row, slot;
+  };
+
+  TokenSlots(const Problem& problem, int64_t num_rows)
+      : num_tokens_(problem.num_key_frames * problem.num_tokens),
+        num_keys_(problem.num_keys),
+        begin_(reinterpret_cast<int64_t*>(scratch(Buffer::token_begins, 2 * (num_tokens_ + 2)))),
+        slots_(reinterpret_cast<int64_t*>(scratch(Buffer::token_slots, 2 * num_rows * num_keys_))) {
+    // A counting sort; begin_ is one ahead until every slot is placed.
+    for (int64_t token = 0; token < num_tokens_ + 2; ++token) begin_[token] = 0;
+    for (int64_t i = 0; i < num_rows * num_keys_; ++i) ++begin_[token_of(problem, i) + 2];
+    for (int64_t token = 2; token < num_tokens_ + 2; ++token) begin_[token] += begin_[token - 1];
+    for (int64_t i = 0; i < num_rows * num_keys_; ++i) slots_[begin_[token_of(problem, i) + 1]++] = i;
+  }
+
+  int64_t num_tokens() const { return num_tokens_; }
+
+  // Of a token's slots among all.
+  int64_t begin(int64_t token) const { return begin_[token]; }
+
+  Slot at(int64_t i) const { return {slots_[i] / num_keys_, slots_[i] % num_keys_}; }
+
+ private:
+  int64_t token_of(const Problem& problem, int64_t i) const {
+    return problem.key_index ? problem.key_index[i] : i % num_keys_;
+  }
+
+  int64_t num_tokens_, num_keys_;
+  int64_t *begin_, *slots_;
 };
 
 }  // namespace

@@ -21,10 +21,8 @@ enum class Buffer {
   query_grads,
   key_grads,
   value_grads,
-  chunk_key_grads,
-  chunk_value_grads,
-  token_key_grads,
-  token_value_grads,
+  token_begins,
+  token_slots,
   count,
 };
 
