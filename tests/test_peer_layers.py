@@ -3,13 +3,16 @@
 import pytest
 import torch
 
+from tokenmix_ops.backends import cpu
 from tokenmix_ops.mixing import Mixing
 from tokenmix_ops.modules import TokenMixAttention
 from tokenmix_ops.peer_layers import (
     LAYER_TITLES,
     NaiveGather,
     SpatialSDPA,
+    about_backend,
     blip_layer,
+    blip_sized_layers,
     layers_on,
     mixing_layer,
 )
@@ -44,3 +47,16 @@ def test_all_contenders_share_their_weights():
     tokens = torch.randn(4, 18, 32)
     layers["token_mixing"](tokens).sum().backward()
     assert layers["naive_gather"].qkv.weight.grad is not None
+
+
+@pytest.mark.skipif(cpu.unavailable() is not None, reason=str(cpu.unavailable()))
+def test_layers_run_on_the_kernel_where_it_is_built_and_eager_ones_stand_beside_them():
+    assert list(blip_sized_layers()) == list(LAYER_TITLES)
+    assert about_backend().startswith("Token mixing runs on the C++ kernel for CPUs (")
+
+
+def test_what_is_missing_is_said(monkeypatch):
+    monkeypatch.setattr(cpu, "unavailable", lambda: "no compiler was found")
+    assert not any(name.endswith("_eager") for name in blip_sized_layers())
+    sentence = "Token mixing runs on the backend 'eager'. No C++ kernel: no compiler was found."
+    assert about_backend() == sentence

@@ -10,7 +10,7 @@ import tokenmix_ops as tm
 from bench.operators import ADJACENT, OFF
 from bench.passes import Contender, checked, failure, fault, relative_errors
 from tokenmix_ops import peers
-from tokenmix_ops.peer_layers import no_kernel
+from tokenmix_ops.backends import cpu
 from tokenmix_ops.peers import (
     OPERATOR_TITLES,
     SDPA,
@@ -41,7 +41,7 @@ def test_contenders_compute_the_oracle(mixing, name):
     case = replace(TINY, mixing=mixing)
     device = "cuda" if ON_GPU and name.startswith("triton") else "cpu"
     kernel = "cpu" if name.startswith("cpu") else "triton"
-    if kernel == "cpu" and (why := no_kernel()):
+    if kernel == "cpu" and (why := cpu.unavailable()):
         pytest.skip(why)
     plan = case.plan_on(device)
     call = ways(plan, compiled=False, kernel=kernel)[name]

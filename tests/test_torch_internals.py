@@ -1,5 +1,7 @@
 """The private names of PyTorch that the core needs mean what it takes them for."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -14,6 +16,7 @@ from tokenmix_ops.torch_internals import (
     constant,
     follow,
     guarded,
+    has_tiles,
     have_tangent,
     in_trace_or_transform,
     in_transform,
@@ -163,3 +166,11 @@ def test_all_that_a_module_keeps_is_known():
     assert vars(module)["_non_persistent_buffers_set"] == {"unsaved"}
     module.register_forward_pre_hook(lambda *_: None)
     assert other._forward_pre_hooks is module._forward_pre_hooks
+
+
+@pytest.mark.interfaces
+def test_tiles_are_those_of_the_processor():
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text() if cpuinfo.exists() else ""
+    # A system may withhold tiles that the processor has.
+    assert has_tiles() in (False, "amx_tile" in flags)

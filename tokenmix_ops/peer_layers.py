@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from tokenmix_ops.backends import machine_report
+from tokenmix_ops.backends import Explanation, cpu
+from tokenmix_ops.functional import explain
 from tokenmix_ops.mixing import Mixing
 from tokenmix_ops.modules import TokenMixAttention
-from tokenmix_ops.peers import KERNELS, naive_gather
+from tokenmix_ops.peers import naive_gather
 from tokenmix_ops.timing import Timings, environment, figures, ratio, time_side_by_side
 
 Layer = Callable[[Tensor], Tensor]
@@ -115,17 +116,31 @@ LAYER_HEADS = 12
 def blip_sized_layers() -> dict[str, Layer]:
     """`layers_on` random weights of BLIP ViT-B/16's size, for 8 frames, on a CPU.
 
-    Those on the eager backend stand apart only where there is a kernel to compare with.
+    Those on the eager backend stand apart only where the others are on another one.
     """
     torch.manual_seed(0)
     dim, num_frames = LAYER_SHAPE["dim"], LAYER_SHAPE["num_frames"]
     weights = TokenMixAttention(dim, LAYER_HEADS, num_frames)
-    return layers_on(weights, with_eager=no_kernel() is None)
+    return layers_on(weights, with_eager=_explained().backend != "eager")
 
 
-def no_kernel(device: str = "cpu") -> str | None:
-    """Why no kernel of this project runs on a type of device; None if one does."""
-    return machine_report()[KERNELS[device]]
+def about_backend() -> str:
+    """A sentence on what computes this project's layers of `blip_sized_layers`."""
+    explained = _explained()
+    if explained.backend == cpu.name:
+        isa, _ = cpu.instruction_sets()
+        return (
+            f'Token mixing runs on the C++ kernel for CPUs ({isa}); "eager" is the same in plain '
+            "PyTorch."
+        )
+    reason = explained.others.get(cpu.name, "").removeprefix("not used: ")
+    return f"Token mixing runs on the backend {explained.backend!r}. No C++ kernel: {reason}."
+
+
+def _explained() -> Explanation:
+    sizes = (LAYER_SHAPE[name] for name in ("num_frames", "num_tokens"))
+    heads = torch.empty(1, *sizes, LAYER_HEADS, LAYER_SHAPE["dim"] // LAYER_HEADS)
+    return explain(heads, heads, heads, Mixing.released())
 
 
 def time_layers(

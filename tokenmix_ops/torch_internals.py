@@ -70,6 +70,12 @@ def autocast_is_available(device_type: str) -> bool:
     return torch.amp.is_autocast_available(device_type)
 
 
+@cached_constant
+def has_tiles() -> bool:
+    """Whether the processor has AMX, by which PyTorch's own attention multiplies bfloat16."""
+    return torch.cpu._is_amx_tile_supported()
+
+
 def in_transform() -> bool:
     """Whether a transform of torch.func is active."""
     return torch._C._functorch.peek_interpreter_stack() is not None

@@ -248,6 +248,27 @@ def test_it_is_the_default_on_a_cpu():
         assert tm.explain(*case.inputs(torch.float32), case.plan).backend == "cpu"
 
 
+@built
+def test_bfloat16_goes_to_tiles_where_they_were_measured_faster(monkeypatch):
+    def chosen(num_tokens, mixing="spatial", dtype=torch.bfloat16):
+        shape = {"batch": 1, "num_frames": 2, "num_heads": 1}
+        case = Case(tm.Mixing.named(mixing), num_tokens=num_tokens, **shape)
+        return tm.explain(*case.inputs(dtype), case.mixing)
+
+    for has_tiles in (True, False):
+        monkeypatch.setattr(cpu, "has_tiles", lambda has_tiles=has_tiles: has_tiles)
+        assert chosen(128).backend == "cpu"
+        with torch.no_grad():
+            assert chosen(128).backend == ("eager" if has_tiles else "cpu")
+            assert chosen(127).backend == chosen(128, dtype=torch.float16).backend == "cpu"
+            assert chosen(511, "temporal").backend == chosen(510, "released").backend == "cpu"
+            assert chosen(511, "released").backend == ("eager" if has_tiles else "cpu")
+    monkeypatch.undo()
+    monkeypatch.setattr(cpu, "has_tiles", lambda: True)
+    with torch.no_grad():
+        assert "AMX" in chosen(128).others["cpu"]
+
+
 @pytest.mark.interfaces
 @built
 @pytest.mark.parametrize("strict", [False, True])

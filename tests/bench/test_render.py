@@ -145,6 +145,35 @@ def gpu_rows(hardware, naive_ms, **more):
     ]
 
 
+def test_the_column_of_a_cpu_has_the_operator_too(tmp_path):
+    for name in ("layer-cpu.jsonl", "rerank-cpu.jsonl"):
+        (tmp_path / name).write_text((RESULTS / name).read_text())
+    about = {"part": "operator", "shape": "main", "pass": "forward", "hardware": "A CPU"}
+    about |= {"device": "cpu", "batch": 2, "threads": 2, "gflop": 1.0, "torch": "2.13.0"}
+    about |= {"tokenmix_ops": "0.1.0", "commit": "0123456789", "date": "2026-11-27"}
+    rows = [
+        {**about, "contender": name, "median_ms": ms, "rounds_ms": [ms]}
+        for name, ms in (("cpu", 1.0), ("eager", 2.0), ("naive_gather", 3.0))
+    ]
+    write_rows(tmp_path / "operator-cpu.jsonl", rows)
+    headlines = render.rendered(TEXT.replace("layer-cpu", "headlines"), tmp_path)
+    assert "| operator, forward, gain 0.8 | naive gather | 3.00 |" in headlines
+    assert "| whole layer, forward, gain off | plain spatial, SDPA | " in headlines
+    assert " threads of A CPU, 2 videos, PyTorch 2.13.0, 2026-11-27; " in headlines
+
+
+def test_the_targets_of_a_cpu_are_rendered_from_its_files(tmp_path):
+    block = TEXT.replace("layer-cpu", "targets-cpu")
+    assert render.rendered(block, tmp_path) == block.replace("old", "Not measured.")
+    write_rows(
+        tmp_path / "layer-cpu.jsonl",
+        [json.loads(line) for line in (RESULTS / "layer-cpu.jsonl").read_text().splitlines()],
+    )
+    text = render.rendered(block, tmp_path)
+    assert "| layer, forward: against plain SDPA | " in text
+    assert "| forward, S = 197: of the rate of a matrix product | not measured |" in text
+
+
 def test_every_card_has_its_tables_and_its_column_of_headlines(tmp_path):
     for name in ("layer-cpu.jsonl", "rerank-cpu.jsonl"):
         (tmp_path / name).write_text((RESULTS / name).read_text())

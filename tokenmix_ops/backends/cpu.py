@@ -13,11 +13,14 @@ from torch import Tensor
 
 from tokenmix_ops import ops
 from tokenmix_ops.plan import Plan
-from tokenmix_ops.torch_internals import cached_constant, have_tangent, in_transform
+from tokenmix_ops.torch_internals import cached_constant, has_tiles, have_tangent, in_transform
 
 name = "cpu"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_HEAD_DIM = 256
+FEWEST_KEYS_OF_TILES = {False: 128, True: 512}
+"""With fewer keys the kernel is faster than bfloat16 products by AMX tiles, without a gradient;
+with a gain, for which these need one set of keys for each frame, more often."""
 # setup.py writes one of the two.
 LIBRARY = Path(__file__).parents[1] / "lib" / "libtokenmix_cpu.so"
 REASON = LIBRARY.with_name("no_cpu.txt")
@@ -60,6 +63,19 @@ def not_preferred(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> str 
     """Why the automatic choice skips the backend for a call that it can compute; None if not."""
     if torch.compiler.is_exporting():
         return "an exported program would need tokenmix_ops to run; request it by name"
+    differentiates = torch.is_grad_enabled() and any(
+        tensor.requires_grad for tensor in (query, key, value)
+    )
+    if (
+        query.dtype == torch.bfloat16
+        and has_tiles()
+        and plan.rows != "token"
+        and plan.num_keys >= FEWEST_KEYS_OF_TILES[plan.scales_logits]
+        and not differentiates
+    ):
+        return (
+            "PyTorch's own attention was measured faster in bfloat16 with AMX; request it by name"
+        )
     return None
 
 

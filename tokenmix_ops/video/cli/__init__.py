@@ -119,6 +119,7 @@ def bench(rounds: int = 21, out: Path | None = None, json: bool = False) -> None
     for cells in peer_layers.summary(timings):
         table.add_row(*cells)
     Console().print(table)
+    print(peer_layers.about_backend())
 
 
 def params(
