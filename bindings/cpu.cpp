@@ -8,8 +8,11 @@
 #include <torch/headeronly/util/Exception.h>
 #include <torch/headeronly/util/shim_utils.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
+#include <initializer_list>
+#include <iterator>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -122,6 +125,30 @@ cpu::Problem problem_of(const Tensor& query, const Tensor& key, const Tensor& va
   return problem;
 }
 
+// Allocates a contiguous tensor, much faster than the stable ABI's `new_empty`, which looks its
+// operator up by name.
+Tensor empty(std::initializer_list<int64_t> sizes, int32_t dtype) {
+  std::array<int64_t, 5> strides;
+  int64_t stride = 1;
+  for (size_t i = sizes.size(); i-- > 0;) {
+    strides[i] = stride;
+    stride *= std::max<int64_t>(std::data(sizes)[i], 1);
+  }
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      static_cast<int64_t>(sizes.size()), std::data(sizes), strides.data(), dtype,
+      aoti_torch_device_type_cpu(), /*device_index=*/0, &handle));
+  return Tensor(handle);
+}
+
+// Contiguous, of the shape and dtype of query.
+Tensor empty_like_query(const Tensor& query) {
+  int32_t dtype;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(query.get(), &dtype));
+  const auto sizes = query.sizes();
+  return empty({sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]}, dtype);
+}
+
 // The strides of `tensor` if it is dense, else contiguous: `empty_gradients` of ops.py.
 Tensor empty_gradient(const Tensor& tensor) {
   Tensor gradient = torch::stable::empty_like(tensor);
@@ -137,10 +164,9 @@ std::tuple<Tensor, Tensor> forward(const Tensor& query, const Tensor& key, const
   const Tensor q = with_rows(query), k = with_rows(key), v = with_rows(value);
   const cpu::Problem problem =
       problem_of(q, k, v, key_index, key_frame, row_dim, num_tokens, cross_frame_gain, scale);
-  Tensor output = torch::stable::new_empty(q, q.sizes());
-  Tensor lse = torch::stable::new_empty(
-      q, {problem.batch, problem.num_heads, problem.num_frames, problem.num_queries},
-      ScalarType::Float);
+  Tensor output = empty_like_query(query);
+  Tensor lse = empty({problem.batch, problem.num_heads, problem.num_frames, problem.num_queries},
+                     aoti_torch_dtype_float32());
   if (problem.batch > 0) {
     cpu::forward({problem, strided(q), strided(k), strided(v), strided(output),
                   lse.mutable_data_ptr<float>()},
@@ -157,7 +183,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(
     std::optional<int64_t> /*num_full_tokens*/, double cross_frame_gain, double scale) {
   const Tensor q = with_rows(query), k = with_rows(key), v = with_rows(value);
   const Tensor o = with_rows(output), o_grad = with_rows(output_grad);
-  const Tensor sums = torch::stable::contiguous(lse);
+  const Tensor sums = lse.is_contiguous() ? lse : torch::stable::contiguous(lse);
   const cpu::Problem problem =
       problem_of(q, k, v, key_index, key_frame, row_dim, num_tokens, cross_frame_gain, scale);
   check_like("output", o, q);
@@ -165,7 +191,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(
   STD_TORCH_CHECK(sums.numel() == problem.batch * problem.num_heads * problem.num_frames *
                                       problem.num_queries,
                   "lse must be [batch, num_heads, num_frames, num_queries]");
-  Tensor query_grad = torch::stable::new_empty(query, query.sizes());
+  Tensor query_grad = empty_like_query(query);
   Tensor key_grad = empty_gradient(key);
   Tensor value_grad = empty_gradient(value);
   if (problem.batch > 0) {

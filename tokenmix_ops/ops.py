@@ -48,8 +48,10 @@ def define(
     backend: str,
     forward: Callable[..., Any] | None = None,
     backward: Callable[..., Any] | None = None,
+    keys: tuple[str, ...] = ("CPU", "CUDA"),
 ) -> None:
-    """Defines a backend's two operators, implemented by ``forward`` and ``backward`` if given.
+    """Defines a backend's two operators, implemented by ``forward`` and ``backward`` if given, for
+    the dispatch keys ``keys``.
 
     A backend with compiled kernels registers its own implementations.
     """
@@ -60,8 +62,8 @@ def define(
     for name, schema, implementation, fake, flops in parts:
         _library.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
         if implementation is not None:
-            for device in ("CPU", "CUDA"):
-                _library.impl(name, implementation, device)
+            for key in keys:
+                _library.impl(name, implementation, key)
         torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
         register_flop_formula(getattr(torch.ops.tokenmix_ops, name))(flops)
 

@@ -92,14 +92,14 @@ inline void write_row(Storage storage, const float* from, int64_t size, float fa
 
 enum class Access { read, write };
 
-// Asks for a row early: rows of one head lie too far apart for the processor to guess the next.
+// Asks the second-level cache for a row early: rows of one head lie too far apart for the processor to guess the next.
 template <Access access>
 void prefetch_row(Storage storage, const Strided& tensor, int64_t offset, int64_t size) {
   const uintptr_t element = storage == Storage::float32 ? 4 : 2;
   const uintptr_t begin = reinterpret_cast<uintptr_t>(tensor.data) + offset * element;
   const uintptr_t end = begin + size * element;
   for (uintptr_t line = begin / cache_line * cache_line; line < end; line += cache_line) {
-    __builtin_prefetch(reinterpret_cast<const void*>(line), access == Access::write);
+    __builtin_prefetch(reinterpret_cast<const void*>(line), access == Access::write, 2);
   }
   // GCC takes a function of prefetches alone for one without effect, and drops its calls.
   asm volatile("");

@@ -39,20 +39,20 @@ inline Vec zip_high(Vec a, Vec b) {
   return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x31);
 }
 
-// x = whole + fraction, |fraction| <= 1/2; whole in the lowest bits, as the sum with 1.5 * 2**23.
-// Clamped to where the power is 0 or infinite; NaN stays.
+// x = whole + fraction, |fraction| <= 1/2. Clamped to where the power is 0 or infinite. Of NaN the
+// fraction is NaN, and the whole is zero in the bits that become an exponent.
 struct Split {
-  Vec whole, fraction;
+  __m256i whole;
+  Vec fraction;
 };
 inline Split split(Vec x) {
-  const Vec shift = broadcast(12582912.0f);
   x = _mm256_min_ps(broadcast(128.0f), _mm256_max_ps(broadcast(-127.0f), x));
-  const Vec whole = x + shift;
-  return {whole, x - (whole - shift)};
+  const __m256i whole = _mm256_cvtps_epi32(x);
+  return {whole, x - _mm256_cvtepi32_ps(whole)};
 }
 // Below 2**-126 the result is off by less than 2**-127.
-inline Vec times_power_of_two(Vec x, Vec whole) {
-  const __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(whole), 23);
+inline Vec times_power_of_two(Vec x, __m256i whole) {
+  const __m256i exponent = _mm256_slli_epi32(whole, 23);
   return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), exponent));
 }
 

@@ -11,7 +11,7 @@ namespace tokenmix::cpu {
 namespace {
 
 typedef float Vec __attribute__((vector_size(16)));
-typedef int32_t Bits __attribute__((vector_size(16)));
+typedef uint32_t Bits __attribute__((vector_size(16)));
 constexpr int width = 4;
 #if defined(__aarch64__)
 constexpr int tile_rows = 12;  // with two vectors of columns: 24 of 32 registers are sums
@@ -52,9 +52,11 @@ inline Split split(Vec x) {
   const Vec whole = x + shift;
   return {whole, x - (whole - shift)};
 }
-// Below 2**-126 the result is off by less than 2**-127.
+// Below 2**-126 the result is off by less than 2**-127. NaN gets no exponent, which might end it.
 inline Vec times_power_of_two(Vec x, Vec whole) {
-  return reinterpret_cast<Vec>(reinterpret_cast<Bits>(x) + (reinterpret_cast<Bits>(whole) << 23));
+  const Bits is_number = reinterpret_cast<Bits>(whole == whole);
+  const Bits exponent = (reinterpret_cast<Bits>(whole) << 23) & is_number;
+  return reinterpret_cast<Vec>(reinterpret_cast<Bits>(x) + exponent);
 }
 
 inline float to_float(Bfloat16 x) { return std::bit_cast<float>(uint32_t{x.bits} << 16); }

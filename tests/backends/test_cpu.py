@@ -1,8 +1,12 @@
 """The C++ kernel for CPUs: every instruction set, any number of threads, and what it refuses."""
 
 import math
+import os
 import re
+import subprocess
+import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -287,6 +291,46 @@ def test_an_exported_program_needs_nothing_of_ours_unless_asked_to(strict):
         targets = [str(node.target) for node in program.graph.nodes]
         assert [name for name in targets if name.startswith("tokenmix_ops.")] == ours
         assert torch.allclose(program.module()(x), Layer(backend)(x), atol=1e-6)
+
+
+EXPORT = """
+import sys, torch, tokenmix_ops as tm
+class Layer(torch.nn.Module):
+    def forward(self, x):
+        return tm.token_mix_attention(x, x, x, mixing="released", backend="cpu")
+torch.manual_seed(0)
+x = torch.randn(2, 4, 10, 3, 16)
+torch.export.save(torch.export.export(Layer(), (x,)), sys.argv[1])
+torch.save((x, Layer()(x)), sys.argv[2])
+"""
+LOAD = """
+import sys, torch, tokenmix_ops
+x, output = torch.load(sys.argv[2])
+assert torch.equal(torch.export.load(sys.argv[1]).module()(x), output)
+"""
+
+
+@built
+def test_a_program_that_holds_the_operator_loads_the_library_where_it_runs(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(Path(tm.__file__).parents[1])}
+    for code in (EXPORT, LOAD):
+        command = [sys.executable, "-c", code, str(tmp_path / "program.pt2"), str(tmp_path / "x")]
+        subprocess.run(command, env=environment, check=True)
+
+
+def test_without_the_library_the_operators_say_why():
+    code = (
+        "import torch; from tokenmix_ops import ops; from tokenmix_ops.backends import cpu\n"
+        "cpu.unavailable = lambda: 'no luck'\n"
+        "from tokenmix_ops.testing import Case; import tokenmix_ops as tm\n"
+        "case = Case(tm.Mixing.released()); plan = case.plan\n"
+        "call = [*case.inputs(torch.float32), plan.key_index, plan.key_frame]\n"
+        "torch.ops.tokenmix_ops.cpu_fwd(*call, *ops.numbers_of(plan, 1.0))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(tm.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert done.returncode == 1
+    assert b"RuntimeError: tokenmix_ops::cpu_fwd cannot run: no luck" in done.stderr
 
 
 @pytest.fixture

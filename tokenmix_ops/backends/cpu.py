@@ -6,7 +6,9 @@ It holds the kernel for several instruction sets and takes the widest that the p
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -100,4 +102,24 @@ def description() -> str:
     return f"{used}, of {', '.join(supported)}; built with PyTorch {built}"
 
 
-ops.define(name)
+def _after_loading(operator: str) -> Callable[..., Any]:
+    """An operator's implementation until the library is loaded, as in a program that was exported
+    by another process."""
+
+    def call(*arguments: Any) -> Any:
+        devices = {x.device.type for x in arguments if isinstance(x, Tensor)}
+        fault = unavailable() if devices == {"cpu"} else f"needs tensors on a CPU, got {devices}"
+        if fault is not None:
+            raise RuntimeError(f"tokenmix_ops::{operator} cannot run: {fault}")
+        return getattr(torch.ops.tokenmix_ops, operator)(*arguments)
+
+    return call
+
+
+# The library registers for the key CPU, which comes before this one.
+ops.define(
+    name,
+    _after_loading("cpu_fwd"),
+    _after_loading("cpu_bwd"),
+    keys=("CompositeExplicitAutograd",),
+)
