@@ -19,14 +19,14 @@ namespace tokenmix::cpu {
 namespace {
 
 constexpr int64_t forward_block = 24;       // queries
-constexpr int64_t forward_blocks = 16;      // of a chunk, if there are many blocks of keys
+constexpr int64_t forward_blocks = 8;       // of a chunk, if there are many blocks of keys
 constexpr int64_t max_whole_keys = 640;     // in one block
-constexpr int64_t forward_key_block = 256;  // otherwise; whole panels
+constexpr int64_t forward_key_block = 512;  // otherwise; whole panels
 
 // Heads that pass together, since a token's heads usually lie side by side in memory: as many as
 // leave room for their keys and values in the second-level cache, and as there are for each thread.
-constexpr int64_t max_group = 8;
-constexpr int64_t group_bytes = 512 << 10;
+constexpr int64_t max_group = 16;
+constexpr int64_t group_bytes = 1 << 20;
 
 class ForwardPass {
  public:
@@ -155,18 +155,26 @@ class ForwardPass {
     float* logits = scratch(Buffer::logits, forward_block * stride);
     product<Left::rows, false>(count, vectors, problem_.head_dim, queries, padded_dim_,
                                packed.keys.from_column(slot), {logits, stride});
+    // Apart from the exponentials, so that the maxima of many rows are under way at once.
+    float new_maxima[forward_block];
     Place place = row.query(first), later_place = row.query(later);
+    for (int64_t i = 0; i < count; ++i) {
+      float* row_logits = logits + i * stride;
+      for (int64_t j = num_keys; j < vectors * width; ++j) row_logits[j] = -__builtin_inff();
+      const float* row_gains = gained ? gains.of(place.frame, slot) : nullptr;
+      const float max = max_logit<gained>(row_logits, row_gains, vectors);
+      new_maxima[i] = slot > 0 && max < maxima[i] ? maxima[i] : max;
+      place = row.next(place);
+    }
+    place = row.query(first);
     for (int64_t i = 0; i < count; ++i) {
       if (slot + num_keys == problem_.num_keys) {
         prefetch<Access::write>(call_.output, row, place);
         if (later + i < num_queries_) prefetch<Access::read>(call_.query, row, later_place);
       }
-      float* row_logits = logits + i * stride;
-      for (int64_t j = num_keys; j < vectors * width; ++j) row_logits[j] = -__builtin_inff();
+      const float max = new_maxima[i];
       const float* row_gains = gained ? gains.of(place.frame, slot) : nullptr;
-      float max = max_logit<gained>(row_logits, row_gains, vectors);
-      if (slot > 0 && max < maxima[i]) max = maxima[i];
-      const float sum = exponentiate<gained>(row_logits, row_gains, max, vectors);
+      const float sum = exponentiate<gained>(logits + i * stride, row_gains, max, vectors);
       if (slot > 0) {
         const float shrink = __builtin_exp2f(maxima[i] - max);
         sums[i] = sums[i] * shrink + sum;

@@ -92,7 +92,8 @@ inline void write_row(Storage storage, const float* from, int64_t size, float fa
 
 enum class Access { read, write };
 
-// Asks the second-level cache for a row early: rows of one head lie too far apart for the processor to guess the next.
+// Asks the second-level cache for a row early: rows of one head lie too far apart for the processor
+// to guess the next.
 template <Access access>
 void prefetch_row(Storage storage, const Strided& tensor, int64_t offset, int64_t size) {
   const uintptr_t element = storage == Storage::float32 ? 4 : 2;

@@ -15,26 +15,39 @@ constexpr float lowest = -0x1.fffffep127f;
 // The largest logit, but finite if all are -inf: their weights are then 0, not NaN.
 template <bool gained>
 float max_logit(const float* logits, const float* gains, int64_t vectors) {
-  Vec largest = broadcast(lowest);
-  for (int64_t i = 0; i < vectors * width; i += width) {
-    const Vec logit = load(logits + i);
-    largest = max(gained ? logit * load(gains + i) : logit, largest);
+  const auto at = [&](int64_t i) {
+    const Vec logit = load(logits + i * width);
+    return gained ? logit * load(gains + i * width) : logit;
+  };
+  // Two chains, since one would be as slow as its latencies.
+  Vec even = broadcast(lowest), odd = even;
+  int64_t i = 0;
+  for (; i + 1 < vectors; i += 2) {
+    even = max(at(i), even);
+    odd = max(at(i + 1), odd);
   }
-  return max_of(largest);
+  if (i < vectors) even = max(at(i), even);
+  return max_of(max(even, odd));
 }
 
 // Replaces logits by 2**(gain * logit - max) and returns their sum.
 template <bool gained>
 float exponentiate(float* logits, const float* gains, float max, int64_t vectors) {
   const Vec shift = broadcast(-max);
-  Vec sum = broadcast(0);
-  for (int64_t i = 0; i < vectors * width; i += width) {
-    const Vec logit = load(logits + i);
-    const Vec weight = exp2(gained ? fma(logit, load(gains + i), shift) : logit + shift);
-    store(logits + i, weight);
-    sum = sum + weight;
+  const auto at = [&](int64_t i) {
+    const Vec logit = load(logits + i * width);
+    const Vec weight = exp2(gained ? fma(logit, load(gains + i * width), shift) : logit + shift);
+    store(logits + i * width, weight);
+    return weight;
+  };
+  Vec even = broadcast(0), odd = even;
+  int64_t i = 0;
+  for (; i + 1 < vectors; i += 2) {
+    even = even + at(i);
+    odd = odd + at(i + 1);
   }
-  return sum_of(sum);
+  if (i < vectors) even = even + at(i);
+  return sum_of(even + odd);
 }
 
 }  // namespace

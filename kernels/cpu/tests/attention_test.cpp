@@ -193,7 +193,7 @@ int run_all(Isa isa, const Numbers& numbers) {
   for (int64_t seed = first_seed; seed < first_seed + count; ++seed) {
     test_sample(isa, random_sample(static_cast<uint64_t>(seed), work), failures);
   }
-  for (const Sample& sample : large_samples()) test_sample(isa, sample, failures);
+  for (const Sample& sample : edge_samples()) test_sample(isa, sample, failures);
   test_unselected_tokens(isa, failures);
   test_nan(isa, failures);
   test_infinite_key(isa, failures);

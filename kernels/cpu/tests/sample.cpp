@@ -178,7 +178,7 @@ Sample random_sample(uint64_t seed, double work) {
   p.num_rows = p.row_of == RowOf::video   ? 1
                : p.row_of == RowOf::frame ? p.num_frames
                                           : p.num_tokens;
-  p.cross_frame_gain = one_of(random, {1.0f, 0.0f, 0.8f, 1.5f, -0.7f});
+  p.cross_frame_gain = one_of(random, {1.0f, 1.0f, 1.0f, 0.0f, 0.8f, 1.5f, -0.7f});
   p.scale = one_of(random, {1.0f, 1.0f, 0.25f, -0.5f}) / std::sqrt(static_cast<float>(p.head_dim));
   sample.query_size = one_of(random, {1.0, 1.0, 1.0, 0.0, 0.01, 3.0, 10.0});
   sample.value_mean = one_of(random, {0.0, 0.0, 0.0, 50.0});
@@ -189,16 +189,21 @@ Sample random_sample(uint64_t seed, double work) {
   return sample;
 }
 
-std::vector<Sample> large_samples() {
-  std::vector<Sample> samples(2);
-  // Many queries and keys; so many tokens that the gradients of some queries alone fill megabytes.
+std::vector<Sample> edge_samples() {
+  std::vector<Sample> samples(4);
+  // Many queries and keys; so many tokens that the gradients of some queries alone fill megabytes;
+  // no video; the largest head_dim and the longest clip.
   samples[0].problem = {Storage::bfloat16, 1, 4,    90,      1,       5,    700, 4,
                         RowOf::video,      1, 2100, nullptr, nullptr, 0.8f, 0.4f};
   samples[1].problem = {Storage::float32, 1, 8, 1300,    1,       16,   1300, 8,
                         RowOf::frame,     8, 3, nullptr, nullptr, 1.0f, 0.2f};
+  samples[2].problem = {Storage::float32, 0, 2, 5,       3,       16,   5,   2,
+                        RowOf::video,     1, 6, nullptr, nullptr, 0.8f, 0.3f};
+  samples[3].problem = {Storage::float16, 1,  16, 7,       2,       256,  7,    16,
+                        RowOf::frame,     16, 21, nullptr, nullptr, 1.5f, 0.06f};
   for (Sample& sample : samples) {
     Random random(1);
-    sample.origin = "large " + std::to_string(&sample - samples.data());
+    sample.origin = "edge " + std::to_string(&sample - samples.data());
     draw_tables(random, sample, false);
     sample.draw(random, Layout::packed, Layout::packed);
   }

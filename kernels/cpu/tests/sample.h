@@ -36,7 +36,7 @@ struct Sample {
 // a query's and a key's element.
 Sample random_sample(uint64_t seed, double work);
 
-// Sizes beyond those of random problems, where a kernel may take other ways.
-std::vector<Sample> large_samples();
+// Sizes that random problems rarely have or never.
+std::vector<Sample> edge_samples();
 
 }  // namespace tokenmix::cpu::testing
