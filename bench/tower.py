@@ -61,9 +61,10 @@ class Towers:
     """
 
     def __init__(self, own: nn.Module, device: str) -> None:
-        self.config: Any = own.config
+        config: Any = own.config
+        self.config = config
         self.device = device
-        ways = conversions(self.config.num_hidden_layers, KERNELS[device])
+        ways = conversions(config.num_hidden_layers, KERNELS[device])
         self.towers = {"transformers": own}
         self.towers |= {name: converted(own, *way) for name, way in ways.items()}
         self.errors: dict[str, dict[str, float]] = {}
