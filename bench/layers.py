@@ -71,7 +71,7 @@ class CheckedLayers:
             begin(name, "forward")
             why = failure(partial(self._compare, name, few, exact[name]))
             why = why or fault(self.errors[name], dtype)
-            ours = name.removesuffix("_eager")
+            ours = name.removeprefix("eager_")
             if not why and ours in GAINS:
                 mixing = Mixing.released(cross_frame_gain=GAINS[ours])
                 shape = {"num_frames": num_frames, "num_tokens": num_tokens, "num_heads": num_heads}

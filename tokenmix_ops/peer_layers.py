@@ -87,11 +87,11 @@ def layers_on(
         layers["blip"] = blip_layer(weights, weights.dim)
     layers["spatial_sdpa"] = SpatialSDPA(weights)
     layers["naive_gather"] = NaiveGather(weights)
-    for suffix, its_backend in (("_eager", "eager"), ("", backend)):
+    for prefix, its_backend in (("eager_", "eager"), ("", backend)):
         for name, gain in GAINS.items():
-            if with_eager or not suffix:
+            if with_eager or not prefix:
                 mixing = Mixing.released(cross_frame_gain=gain)
-                layers[name + suffix] = mixing_layer(weights, mixing, its_backend)
+                layers[prefix + name] = mixing_layer(weights, mixing, its_backend)
     return layers
 
 
@@ -101,8 +101,8 @@ LAYER_TITLES = {
     "blip": "BLIP's own, transformers",
     "spatial_sdpa": "plain spatial, SDPA",
     "naive_gather": "naive gather, gain 0.8",
-    "token_mixing_gain_off_eager": "token mixing, gain off, eager",
-    "token_mixing_eager": "token mixing, gain 0.8, eager",
+    "eager_token_mixing_gain_off": "token mixing, gain off, eager",
+    "eager_token_mixing": "token mixing, gain 0.8, eager",
     "token_mixing_gain_off": "token mixing, gain off",
     "token_mixing": "token mixing, gain 0.8",
 }

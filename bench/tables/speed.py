@@ -31,7 +31,7 @@ def layer_table(rows: Sequence[Row]) -> str:
     lines.append("|---|---:|---:|")
     for name in ("token_mixing_gain_off", "token_mixing"):
         for one_pass, of_pass in timings.items():
-            for slower in ("blip", "spatial_sdpa", "naive_gather", f"{name}_eager"):
+            for slower in ("blip", "spatial_sdpa", "naive_gather", f"eager_{name}"):
                 if name not in of_pass or slower not in of_pass:
                     continue
                 middle, low, high = ratio(of_pass, slower, name)
