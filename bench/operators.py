@@ -71,11 +71,16 @@ CPU_MAIN = replace(MAIN, batch=2)
 CPU_SHAPES = (
     Shape("main", CPU_MAIN, torch.float32, selected=True),
     Shape("main, gain off", replace(CPU_MAIN, mixing=OFF), torch.float32, selected=True),
-    Shape("S = 577", replace(CPU_MAIN, num_tokens=577), torch.float32),
-    Shape("S = 577, gain off", replace(CPU_MAIN, num_tokens=577, mixing=OFF), torch.float32),
+    Shape("S = 577", replace(CPU_MAIN, num_tokens=577), torch.float32, PASSES[:2]),
+    Shape(
+        "S = 577, gain off",
+        replace(CPU_MAIN, num_tokens=577, mixing=OFF),
+        torch.float32,
+        PASSES[:2],
+    ),
     Shape("spatial", replace(CPU_MAIN, mixing=Mixing.spatial()), torch.float32),
     Shape("adjacent", replace(CPU_MAIN, mixing=ADJACENT), torch.float32),
-    Shape("T = 16", replace(CPU_MAIN, num_frames=16), torch.float32),
+    Shape("T = 16", replace(CPU_MAIN, num_frames=16), torch.float32, PASSES[:2]),
     Shape("bfloat16", CPU_MAIN),
     Shape("bfloat16, gain off", replace(CPU_MAIN, mixing=OFF)),
     Shape("B = 1, T = 8, S = 50", replace(CPU_MAIN, batch=1, num_tokens=50), torch.float32),
@@ -184,7 +189,7 @@ def timed_passes(
             timed = "forward"
         todo = works(case, plan, itemsize)[timed]
         flops = sum(work.flops for work in todo)
-        beside = {} if ceilings else yardsticks(case, plan, shape.dtype, timed, flops)
+        beside = {} if ceilings else yardsticks(case, plan, timed, flops)
         result = race(racers, timed, clock, seconds, rounds, _beginning(of_pass, begin), beside)
         if of_pass == REPLAY:
             # A graph owns its memory from its capture on; replays show none of it.

@@ -6,8 +6,8 @@ from tokenmix_ops.peer_layers import LAYER_TITLES
 from tokenmix_ops.peers import OPERATOR_TITLES
 
 PRODUCTS = {
-    "product": "one matrix product of as many operations",
-    "own_products": "its two products alone, torch.bmm",
+    "product": "one float32 matrix product of as many operations",
+    "own_products": "its two products alone in float32, torch.bmm",
 }
 TOWERS = {
     "transformers": "transformers' own",

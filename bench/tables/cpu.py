@@ -40,7 +40,7 @@ ABOUT = (
     "B = 2 videos of T = 8 frames of S = 197 tokens, H = 12 heads of 64, float32, gain 0.8, unless "
     "the line says otherwise; × is the speed-up of the C++ kernel, or of layers and towers on it: "
     "median and quartiles of the pairs in each round, contenders in turn. GFLOP/s count the useful "
-    "operations; the matrix product has as many (M × 1024 × 1024, smaller a cube) and takes turns "
+    "operations; the matrix product, float32, has as many (M × 1024 × 1024, smaller a cube) and takes turns "
     "too. Where there is a gain, SDPA gets one set of scaled keys for each frame."
 )
 

@@ -39,15 +39,15 @@ def test_its_own_products_are_those_of_the_operator(monkeypatch):
     for mixing in (tm.Mixing.released(), tm.Mixing.adjacent((-1, 0, 1)), tm.Mixing.spatial()):
         case = replace(TINY, mixing=mixing)
         counted.clear()
-        own_products(case, case.plan, torch.float32)(0)()
+        own_products(case, case.plan)(0)()
         (work,) = works(case, case.plan, 4)["forward"]
         assert sum(counted) == work.flops
 
 
 def test_only_the_forward_pass_has_its_own_products():
-    assert yardsticks(TINY, TINY.plan, torch.float32, "forward", 1e6).keys() == PRODUCTS.keys()
-    backward = yardsticks(TINY, TINY.plan, torch.float32, "backward", 1e6)
+    assert yardsticks(TINY, TINY.plan, "forward", 1e6).keys() == PRODUCTS.keys()
+    backward = yardsticks(TINY, TINY.plan, "backward", 1e6)
     assert backward.keys() == {"product"}
     temporal = replace(CPU_MAIN, mixing=tm.Mixing.temporal(), num_tokens=5)
-    found = yardsticks(temporal, temporal.plan, torch.float32, "forward", 1e6)
+    found = yardsticks(temporal, temporal.plan, "forward", 1e6)
     assert found.keys() == {"product"}
