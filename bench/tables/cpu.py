@@ -40,8 +40,8 @@ ABOUT = (
     "B = 2 videos of T = 8 frames of S = 197 tokens, H = 12 heads of 64, float32, gain 0.8, unless "
     "the line says otherwise; × is the speed-up of the C++ kernel, or of layers and towers on it: "
     "median and quartiles of the pairs in each round, contenders in turn. GFLOP/s count the useful "
-    "operations; the float32 matrix product has as many (M × 1024 × 1024, smaller a cube) and takes "
-    "turns too. Where there is a gain, SDPA gets one set of scaled keys for each frame."
+    "operations; the float32 matrix product has as many (M × 1024 × 1024, smaller a cube) and "
+    "takes turns too. Where there is a gain, SDPA gets one set of scaled keys for each frame."
 )
 
 
