@@ -17,6 +17,7 @@ from bench.arguments import (
     commit,
     device,
     head_dim,
+    isa,
     number,
     positive,
     positive_int,
@@ -38,6 +39,7 @@ from bench.commands import (
     run_report,
     run_rerank,
     run_search,
+    run_tower,
     run_training,
     run_tune,
     run_world,
@@ -82,6 +84,8 @@ def parser() -> ArgumentParser:
     device(found, "cuda")
     found.add_argument("--shapes", nargs="+", metavar="NAME", help="only these (all)")
     number(found, "--seconds", 1.2, "seconds for which each pass is timed, about")
+    number(found, "--rounds", None, "how often each contender runs (for so many seconds)")
+    isa(found)
     commit(found)
     found = add(
         "layer",
@@ -92,9 +96,30 @@ def parser() -> ArgumentParser:
     device(found, "cuda")
     number(found, "--batch", None, "videos (64 on a GPU, 2 on a CPU)")
     number(found, "--rounds", None, "how often each layer runs (for about 1.2 s)")
+    isa(found)
+    commit(found)
+    found = add(
+        "tower",
+        run_tower,
+        "Times BLIP's whole vision tower, inference over videos of eight frames, before and after "
+        "its conversion.",
+        "--device cpu --rounds 21",
+    )
+    device(found, "cpu")
+    found.add_argument(
+        "--batches",
+        nargs="+",
+        type=positive_int,
+        default=(1, 2),
+        metavar="N",
+        help="videos at once (1 2)",
+    )
+    number(found, "--rounds", 15, "how often each tower runs")
+    isa(found)
     commit(found)
     found = add("host", run_host, "Times what the host spends on one call.", "--device cpu")
     device(found, "cuda")
+    isa(found)
     commit(found)
     found = add(
         "lease",

@@ -12,6 +12,7 @@ METHODS = (
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 KERNELS = ("fwd_resident", "fwd_streamed", "bwd_resident", "bwd_query", "bwd_key")
 KEYS = ("strided", "selected", "table", "long")
+ISAS = ("avx2", "avx512")
 SETTINGS = (
     *("BLOCK_M", "BLOCK_N", "num_warps", "num_stages", "maxnreg"),
     *("gain_by_frame", "programs_per_sm"),
@@ -64,6 +65,15 @@ def setting(text: str) -> tuple[str, list[int | None]]:
 
 def device(parser: ArgumentParser, default: str) -> None:
     parser.add_argument("--device", choices=("cuda", "cpu"), default=default, help="(%(default)s)")
+
+
+def isa(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--isa",
+        choices=ISAS,
+        help="on a CPU: measure as if it had no wider instructions, PyTorch's own too, into a file "
+        "of that name (all that it has)",
+    )
 
 
 def commit(parser: ArgumentParser) -> None:

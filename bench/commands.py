@@ -21,41 +21,43 @@ RESULTS, PAGES = Path("results"), (Path("README.md"), Path("results/README.md"))
 
 
 def run_operator(given: Namespace) -> None:
+    on_cpu = _processor(given)
     from bench.floor import measured_ceilings
     from bench.operators import CPU_SHAPES, SHAPES, Shape, operator_rows
     from bench.passes import run_parts
+    from tokenmix_ops.peers import KERNELS
     from tokenmix_ops.timing import clock_of
 
     _need_device(given)
     clock = clock_of(given.device)
-    shapes = CPU_SHAPES if given.device == "cpu" else SHAPES
+    shapes = CPU_SHAPES if on_cpu else SHAPES
     chosen = [shape for shape in shapes if given.shapes is None or shape.name in given.shapes]
     if not chosen:
-        stop(given, f"expected shapes among {', '.join(s.name for s in shapes)}")
+        stop(given, f"expected shapes among {', '.join(repr(s.name) for s in shapes)}")
     dtypes = tuple(dict.fromkeys(shape.dtype for shape in chosen))
-    size = 1024 if given.device == "cpu" else 8192
     keep = _keeper(given, "operator")
     before = read_rows(keep.path) if keep.path.exists() else []
     if dropped := {row["shape"] for row in before} - {shape.name for shape in chosen}:
         _spare(given, keep.path, f"shapes: {len(dropped)}")
-    ceilings = measured_ceilings(dtypes, clock, given.device, size)
+    ceilings = {} if on_cpu else measured_ceilings(dtypes, clock, given.device)
 
     def part(shape: Shape) -> list[Row]:
-        rates = ceilings[shape.dtype]
-        return operator_rows(shape, rates, clock, given.device, given.seconds)
+        rates, kernel = ceilings.get(shape.dtype), KERNELS[given.device]
+        return operator_rows(shape, rates, clock, given.device, given.seconds, given.rounds, kernel)
 
     parts = [(shape.name, partial(part, shape)) for shape in chosen]
     _finish(given, keep, run_parts(parts, float("inf"), keep))
 
 
 def run_layer(given: Namespace) -> None:
+    on_cpu = _processor(given)
     import torch
 
     from bench.layers import layer_rows
     from bench.passes import run_parts
+    from tokenmix_ops.peers import KERNELS
     from tokenmix_ops.timing import clock_of
 
-    on_cpu = given.device == "cpu"
     batch = given.batch or (2 if on_cpu else 64)
     keep = _keeper(given, "layer")
 
@@ -66,20 +68,33 @@ def run_layer(given: Namespace) -> None:
             1.2,
             batch=batch,
             dtype=torch.float32 if on_cpu else torch.bfloat16,
-            backend="eager" if on_cpu else "triton",
+            backend=KERNELS[given.device],
+            with_eager=on_cpu,
             rounds=given.rounds,
         )
 
     _finish(given, keep, run_parts([(f"layer, B = {batch}", part)], float("inf"), keep))
 
 
+def run_tower(given: Namespace) -> None:
+    _processor(given)
+    from bench.passes import run_parts
+    from bench.tower import parts
+    from tokenmix_ops.timing import clock_of
+
+    keep = _keeper(given, "tower")
+    named = parts(clock_of(given.device), given.device, given.batches, given.rounds)
+    _finish(given, keep, run_parts(named, float("inf"), keep))
+
+
 def run_host(given: Namespace) -> None:
+    _processor(given)
     from bench.operators import host_rows
+    from tokenmix_ops.peers import KERNELS
     from tokenmix_ops.timing import clock_of
 
     keep = _keeper(given, "host")
-    backend = "eager" if given.device == "cpu" else "triton"
-    keep(host_rows(clock_of(given.device), given.device, backend))
+    keep(host_rows(clock_of(given.device), given.device, KERNELS[given.device]))
     _finish(given, keep, [])
 
 
@@ -180,7 +195,7 @@ def run_loading(given: Namespace) -> None:
 def run_world(given: Namespace) -> None:
     from rich.console import Console
 
-    from bench.tables import world_table
+    from bench.tables.video import world_table
     from bench.world import World, measure
 
     sizes = ("clips", "stills", "still_epochs", "still_learning_rate", "epochs", "learning_rate")
@@ -198,7 +213,7 @@ def run_world(given: Namespace) -> None:
 
 def run_search(given: Namespace) -> None:
     from bench.search_world import measure
-    from bench.tables import search_table
+    from bench.tables.video import search_table
 
     path = given.results / "search-cpu.jsonl"
     found = measure(given.checkpoint, given.work, given.clips, given.rerank, given.seed)
@@ -210,7 +225,7 @@ def run_search(given: Namespace) -> None:
 def run_aot(given: Namespace) -> None:
     from bench.aot import SHIPPED, all_cases, compile_all, fastest_first, left_out, problems
     from bench.side_by_side import counter
-    from bench.tables import loops_table
+    from bench.tables.compiler import loops_table
 
     progress = counter("compiled {} kernels")
     targets = given.architectures or SHIPPED
@@ -331,6 +346,21 @@ def _spare(given: Namespace, file: Path, others: str) -> NoReturn:
     stop(given, f"{file} would lose what this run leaves out ({others}); give another --results")
 
 
+def _processor(given: Namespace) -> bool:
+    """Whether it is a CPU that is measured; held to an instruction set if one is given, for which
+    nothing may have imported PyTorch."""
+    if given.isa:
+        if given.device != "cpu":
+            stop(given, "--isa is for --device cpu")
+        from bench.isa import force
+
+        try:
+            force(given.isa)
+        except RuntimeError as error:
+            stop(given, str(error))
+    return bool(given.device == "cpu")
+
+
 def _need_device(given: Namespace) -> None:
     from bench.no_gpu import why_no_gpu
 
@@ -345,7 +375,15 @@ def _keeper(given: Namespace, suite: str, **facts: object) -> Keeper:
     _need_device(given)
     device = device_name(given.device)
     about = {"device": device, **environment(given.device, given.commit), **facts}
-    return _keep_in(given, f"{suite}-{device}", {"suite": suite, **about})
+    name = f"{suite}-{device}"
+    if device == "cpu" and "isa" in given:
+        from bench.isa import used
+
+        about["isa"] = used()
+        if given.isa:
+            about["forced_isa"] = given.isa
+            name += f"-{given.isa}"
+    return _keep_in(given, name, {"suite": suite, **about})
 
 
 def _keep_in(given: Namespace, name: str, facts: Row) -> Keeper:

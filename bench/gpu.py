@@ -17,6 +17,7 @@ from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -301,7 +302,7 @@ def _passes(
 
 
 def _layer(bench: Bench, name: str) -> list[Row]:
-    sizes: dict[str, int] = {"batch": LAYERS[name]}
+    sizes: dict[str, Any] = {"batch": LAYERS[name]}
     if bench.dry:
         sizes = {"batch": 1, "num_frames": 2, "num_tokens": 4, "num_heads": 1, "dim": 16}
         # Its import would take longer than all the rest.

@@ -7,28 +7,33 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.rows import Row, read_rows
-from bench.targets import FUSED, PEERS, Results, short
-from tokenmix_ops.peers import LAYER_TITLES
+from bench.targets import FUSED, PEERS, Results
+from bench.titles import short
+from tokenmix_ops.peer_layers import LAYER_TITLES
 
 
 @dataclass(frozen=True)
 class Headline:
-    """A ratio: how many times faster a contender is than the fastest of some others.
+    """A ratio: how many times faster a contender, or our kernels, are than the fastest of some
+    others.
 
-    ``shape`` is what a GPU's rows call it; a CPU's are of a layer only, and have no such name.
+    ``shape`` is what the rows of an operator call it; None of a layer, whose rows have `LAYER` on a
+    GPU and no shape on a CPU.
     """
 
     text: str
     against: str
-    shape: str
+    shape: str | None
     of_pass: str
     others: Sequence[str]
-    contender: str = "triton"
+    contender: str | None = None
+
+
+LAYER = "layer, B = 64"
 
 
 def _of_layer(text: str, of_pass: str, other: str, contender: str) -> Headline:
-    whole = f"whole layer, {text}"
-    return Headline(whole, LAYER_TITLES[other], "layer, B = 64", of_pass, [other], contender)
+    return Headline(f"whole layer, {text}", LAYER_TITLES[other], None, of_pass, [other], contender)
 
 
 HEADLINES = (
@@ -55,12 +60,14 @@ def headlines_table(results: Path) -> str:
     layer, rerank = results / "layer-cpu.jsonl", results / "rerank-cpu.jsonl"
     if not (layer.exists() and rerank.exists()):
         return "Not measured."
-    on_cpu = read_rows(layer)
-    columns = {"CPU, float32": _cells(on_cpu)}
-    machines = [f"CPU: {on_cpu[0]['threads']} threads of {_about(on_cpu)}"]
+    operator = results / "operator-cpu.jsonl"
+    on_cpu = [read_rows(file) for file in (operator, layer) if file.exists()]
+    columns = {"CPU, float32": _cells(on_cpu, None)}
+    abouts = dict.fromkeys(_about(rows) for rows in on_cpu)
+    machines = [f"CPU: {on_cpu[0][0]['threads']} threads of {'; '.join(abouts)}"]
     for file in sorted(results.glob("gpu-*.jsonl")):
         rows = read_rows(file)
-        if any(cells := _cells(rows)):
+        if any(cells := _cells([rows], LAYER)):
             columns[f"{rows[0]['hardware']}, bfloat16"] = cells
             machines.append(f"GPU: {_about(rows)}")
     if len(machines) == 1:
@@ -78,13 +85,13 @@ def headlines_table(results: Path) -> str:
     return "\n".join([*lines, "", f"BLIP ViT-B/16, 8 frames at 224 pixels. {where}."])
 
 
-def _cells(rows: Sequence[Row]) -> list[str]:
-    """What a column says of each of `HEADLINES`; nothing where it was not measured."""
-    results, cells = Results(rows), []
-    of_gpu = any("shape" in row for row in rows)
+def _cells(files: Sequence[Sequence[Row]], layer: str | None) -> list[str]:
+    """What a column says of each of `HEADLINES`, from files that each are of one machine; nothing
+    where it was not measured. ``layer`` is the shape of layers there."""
+    results, cells = [Results(rows) for rows in files], []
     for headline in HEADLINES:
-        shape = headline.shape if of_gpu else None
-        found = results.ratio(shape, headline.of_pass, headline.others, headline.contender)
+        about = headline.shape or layer, headline.of_pass, headline.others, headline.contender
+        found = next((ratio for one in results if (ratio := one.ratio(*about))), None)
         who = f" ({short(found.slower)})" if found and len(headline.others) > 1 else ""
         cells.append(f"{found.times:.2f}{who}" if found else "")
     return cells

@@ -16,7 +16,6 @@ import torch
 import tokenmix_ops as tm
 from bench.candidates import GOALS, Chip, Goal, candidates
 from bench.kernel_archive import maker, variables
-from bench.layers import GAINS
 from bench.operators import ADJACENT, MAIN, OFF, SHAPES, Shape
 from bench.passes import failure
 from bench.pretence import pretend
@@ -28,7 +27,7 @@ from tokenmix_ops.backends.triton import configs
 from tokenmix_ops.backends.triton.configs import Config
 from tokenmix_ops.mixing import Mixing
 from tokenmix_ops.modules import TokenMixAttention
-from tokenmix_ops.peers import mixing_layer
+from tokenmix_ops.peer_layers import GAINS, mixing_layer
 from tokenmix_ops.testing import CASES, Case
 
 Call = Callable[[], object]

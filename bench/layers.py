@@ -24,18 +24,16 @@ from bench.rows import Row
 from tokenmix_ops.functional import token_mix_attention
 from tokenmix_ops.mixing import Mixing
 from tokenmix_ops.modules import TokenMixAttention
-from tokenmix_ops.peers import Layer, layers_on
+from tokenmix_ops.peer_layers import GAINS, Layer, layers_on
 from tokenmix_ops.testing import Case
 from tokenmix_ops.timing import Clock
-
-GAINS = {"token_mixing": 0.8, "token_mixing_gain_off": 1.0}
-"""This project's layers."""
 
 
 class CheckedLayers:
     """Layers on the same random weights; ``reasons`` names those that compute something else.
 
-    ``backend`` is that of this project's layers. Each layer is compared with itself in float64 on
+    ``backend`` is that of this project's layers, which are there on the eager one too,
+    ``with_eager``. Each layer is compared with itself in float64 on
     the eager backend, with the gradients of tokens and parameters, and the kernel of ours is held
     to the computed tolerance besides.
     """
@@ -50,6 +48,7 @@ class CheckedLayers:
         dtype: torch.dtype,
         backend: str,
         begin: Begin = lambda contender, of_pass: None,
+        with_eager: bool = False,
     ) -> None:
         self.sizes = (num_frames, num_tokens, dim)
         self.device, self.dtype = device, dtype
@@ -63,7 +62,8 @@ class CheckedLayers:
         self.parameters = tuple(weights.parameters())
         self.names = tuple(name for name, _ in weights.named_parameters())
         self.exact_parameters = tuple(exact_weights.parameters())
-        self.layers, exact = layers_on(weights, backend), layers_on(exact_weights, "eager")
+        self.layers = layers_on(weights, backend, with_eager)
+        exact = layers_on(exact_weights, "eager", with_eager)
         self.errors: dict[str, dict[str, float]] = {}
         self.reasons: dict[str, str] = {}
         few = self._tokens(2)
@@ -71,12 +71,13 @@ class CheckedLayers:
             begin(name, "forward")
             why = failure(partial(self._compare, name, few, exact[name]))
             why = why or fault(self.errors[name], dtype)
-            if not why and name in GAINS:
-                mixing = Mixing.released(cross_frame_gain=GAINS[name])
+            ours = name.removeprefix("eager_")
+            if not why and ours in GAINS:
+                mixing = Mixing.released(cross_frame_gain=GAINS[ours])
                 shape = {"num_frames": num_frames, "num_tokens": num_tokens, "num_heads": num_heads}
                 head_dim = dim // num_heads
                 case = Case(mixing, batch=2, head_dim=head_dim, layout="selected", **shape)
-                why = kernel_fault(case, dtype, device, backend)
+                why = kernel_fault(case, dtype, device, backend if ours == name else "eager")
             if why:
                 self.reasons[name] = why
 
@@ -125,13 +126,16 @@ def layer_rows(
     backend: str = "triton",
     rounds: int | None = None,
     begin: Begin = lambda contender, of_pass: None,
+    with_eager: bool = False,
 ) -> list[Row]:
     """Rows of every layer, forward and forward + backward, parameters' gradients included.
 
     Each pass takes about so many ``seconds``, or ``rounds``. Layers that `CheckedLayers` finds
     wrong are not timed. ``begin`` is told who runs next.
     """
-    layers = CheckedLayers(num_frames, num_tokens, num_heads, dim, device, dtype, backend, begin)
+    layers = CheckedLayers(
+        num_frames, num_tokens, num_heads, dim, device, dtype, backend, begin, with_eager
+    )
     facts: dict[str, Any] = {
         "batch": batch,
         "num_frames": num_frames,

@@ -29,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bench.rows import Row
-from bench.tables import KINDS
+from bench.tables.tuning import KINDS
 from bench.training import Run, Size, Training, about, build
 from tokenmix_ops.timing import rounded
 

@@ -26,6 +26,7 @@ from bench.passes import (
     race,
     rows_of,
 )
+from bench.products import yardsticks
 from bench.rows import Row
 from tokenmix_ops.mixing import Mixing
 from tokenmix_ops.peers import SELECTED, operators
@@ -66,9 +67,28 @@ SHAPES = (
     Shape("float16", MAIN, torch.float16),
     Shape("float32", MAIN, torch.float32),
 )
+CPU_MAIN = replace(MAIN, batch=2)
 CPU_SHAPES = (
-    Shape("B = 2", replace(MAIN, batch=2), torch.float32),
-    Shape("B = 2, gain off", replace(MAIN, batch=2, mixing=OFF), torch.float32),
+    Shape("main", CPU_MAIN, torch.float32, selected=True),
+    Shape("main, gain off", replace(CPU_MAIN, mixing=OFF), torch.float32, selected=True),
+    Shape("S = 577", replace(CPU_MAIN, num_tokens=577), torch.float32, PASSES[:2]),
+    Shape(
+        "S = 577, gain off",
+        replace(CPU_MAIN, num_tokens=577, mixing=OFF),
+        torch.float32,
+        PASSES[:2],
+    ),
+    Shape("spatial", replace(CPU_MAIN, mixing=Mixing.spatial()), torch.float32),
+    Shape("adjacent", replace(CPU_MAIN, mixing=ADJACENT), torch.float32),
+    Shape("T = 16", replace(CPU_MAIN, num_frames=16), torch.float32, PASSES[:2]),
+    Shape("bfloat16", CPU_MAIN),
+    Shape("bfloat16, gain off", replace(CPU_MAIN, mixing=OFF)),
+    Shape("B = 1, T = 8, S = 50", replace(CPU_MAIN, batch=1, num_tokens=50), torch.float32),
+    Shape(
+        "B = 1, T = 1, S = 50",
+        replace(CPU_MAIN, batch=1, num_frames=1, num_tokens=50),
+        torch.float32,
+    ),
 )
 
 # Fewer than fit the queue of launches, or the host would wait for the device.
@@ -76,34 +96,42 @@ CALLS, REPEATS = 200, 15
 
 
 def operator_rows(
-    shape: Shape, ceilings: Ceilings, clock: Clock, device: str, seconds: float
+    shape: Shape,
+    ceilings: Ceilings | None,
+    clock: Clock,
+    device: str,
+    seconds: float,
+    rounds: int | None = None,
+    kernel: str = "triton",
 ) -> list[Row]:
     """Rows of one shape: every contender and pass, timed or with the reason why not.
 
-    ``seconds`` is about how long each pass is timed; what compilers take comes on top.
+    ``seconds`` is about how long each pass is timed, unless ``rounds`` is given; what compilers
+    take comes on top. ``kernel`` is this project's backend that takes part beside the eager one.
     """
-    passes = timed_passes(shape, ceilings, clock, device, seconds)
+    passes = timed_passes(shape, ceilings, clock, device, seconds, rounds, kernel=kernel)
     return [row for rows in passes for row in rows]
 
 
 def timed_passes(
     shape: Shape,
-    ceilings: Ceilings,
+    ceilings: Ceilings | None,
     clock: Clock,
     device: str,
     seconds: float,
     rounds: int | None = None,
     refused: Mapping[str, tuple[str, str]] = MappingProxyType({}),
     begin: Begin = lambda contender, of_pass: None,
+    kernel: str = "triton",
 ) -> Iterator[list[Row]]:
     """`operator_rows`, one pass after the other, in ``rounds`` if given.
 
     ``refused`` names contenders that must not run, with the pass and the reason: all of their
-    passes if it is the forward one, else all others. ``begin`` is told who runs next.
+    passes if it is the forward one, else all others. ``begin`` is told who runs next. Without
+    ``ceilings``, those of a CPU, matrix products take turns with the contenders.
     """
     # Compiled code is kept by the function that it came from, and only so many of each.
-    if device != "cpu":
-        torch.compiler.reset()
+    torch.compiler.reset()
     case, plan = shape.case, shape.case.plan_on(device)
     itemsize = shape.dtype.itemsize
     facts = {
@@ -120,9 +148,9 @@ def timed_passes(
         "head_dim": case.head_dim,
         "dtype": str(shape.dtype).removeprefix("torch."),
     }
-    calls = operators(plan, compiled=device != "cpu")
+    calls = operators(plan, compiled=device != "cpu" or kernel == "cpu", kernel=kernel)
     if not shape.selected:
-        calls["triton_selected"] = "measured at the main shape only"
+        calls[f"{kernel}_selected"] = "measured at the main shape only"
     reasons = {name: why for name, why in calls.items() if isinstance(why, str)}
     reasons |= {name: why for name, (of_pass, why) in refused.items() if of_pass == "forward"}
     sets = input_sets(case, shape.dtype, device)
@@ -159,16 +187,20 @@ def timed_passes(
             racers, without_graph = replays(racers, begin=begin)
             out |= without_graph
             timed = "forward"
-        result = race(racers, timed, clock, seconds, rounds, _beginning(of_pass, begin))
+        todo = works(case, plan, itemsize)[timed]
+        flops = sum(work.flops for work in todo)
+        beside = {} if ceilings else yardsticks(case, plan, timed, flops)
+        result = race(racers, timed, clock, seconds, rounds, _beginning(of_pass, begin), beside)
         if of_pass == REPLAY:
             # A graph owns its memory from its capture on; replays show none of it.
             result.extra_bytes.clear()
-        floor_s = sum(floor(work, ceilings) for work in works(case, plan, itemsize)[timed])
-        about = {**facts, "pass": of_pass, "floor_ms": rounded(1e3 * floor_s)}
-        of_race = rows_of(result, about, list(calls), out, found)
+        about = {**facts, "pass": of_pass, "gflop": rounded(flops / 1e9)}
+        if ceilings:
+            about["floor_ms"] = rounded(1e3 * sum(floor(work, ceilings) for work in todo))
+        of_race = rows_of(result, about, [*calls, *beside], out, found)
         for row in of_race:
-            if of_pass == "backward" and row["contender"] == "triton" and "median_ms" in row:
-                row["deterministic"] = _same_bits_again(able["triton"])
+            if of_pass == "backward" and row["contender"] == kernel and "median_ms" in row:
+                row["deterministic"] = _same_bits_again(able[kernel])
         yield of_race
 
 
@@ -208,9 +240,10 @@ def _same_bits_again(contender: Contender) -> bool:
 def host_rows(clock: Clock, device: str, backend: str = "triton") -> list[Row]:
     """Microseconds of the host for each call, without and with autograd, and of SDPA's own.
 
-    Nothing is subtracted: checks, the choice of backend, the plan, allocations, launches.
+    Nothing is subtracted: checks, the choice of backend, the plan, allocations, launches; on a CPU
+    also the few operations of a tiny call.
     """
-    shape, dtype = (1, 2, 5, 1, 64), torch.bfloat16
+    shape, dtype = (1, 2, 5, 1, 64), torch.float32 if device == "cpu" else torch.bfloat16
     generator = torch.Generator(device).manual_seed(0)
     video = [torch.randn(shape, generator=generator, device=device, dtype=dtype) for _ in range(3)]
     heads_first = [t.flatten(1, 2).transpose(1, 2) for t in video]

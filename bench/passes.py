@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import isfinite
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ LARGEST_ERROR = {
 """Relative errors of outputs above which a peer computes something else: a few times those of right
 ones, and far below that of a forgotten gain, or in float32 of TF32. Gradients may have twice as
 much."""
-BACKENDS = {"eager": Arithmetic(composed=True), "triton": FUSED}
+BACKENDS = {"eager": Arithmetic(composed=True), "triton": FUSED, "cpu": FUSED}
 """What this project's backends may round."""
 FEWEST_ROUNDS, MOST_ROUNDS = 7, 41
 
@@ -95,15 +96,14 @@ def checked(
     arithmetic: Arithmetic | None = None,
     begin: Callable[[str], object] = lambda of_pass: None,
 ) -> tuple[dict[str, float], str | None, str | None]:
-    """Relative errors of a contender's first and last video, and why it must not be timed: at all,
-    or in backward passes.
+    """Relative errors of a contender's first and last head of the first and last video, and why it
+    must not be timed: at all, or in backward passes.
 
     ``arithmetic`` is what one of our own kernels may round; None of a peer. Both are compared with
-    float64, of those two videos alone. ``begin`` is told each pass before it runs.
+    float64, of those heads alone. ``begin`` is told each pass before it runs.
     """
     inputs, output_grad = contender.sets[0], contender.output_grads[0]
-    ends = [0, inputs[0].shape[0] - 1]
-    of_ends, grad_of_ends = tuple(t[ends] for t in inputs), output_grad[ends]
+    of_ends, grad_of_ends = tuple(map(_ends, inputs)), _ends(output_grad)
     wanted = None
     if arithmetic is None:
         eager = partial(tm.token_mix_attention, mixing=plan, backend="eager")
@@ -122,7 +122,7 @@ def checked(
         else:
             with torch.no_grad():
                 actual = {"output": run(*inputs)}
-        actual = {key: t[ends] for key, t in actual.items()}
+        actual = {key: _ends(t) for key, t in actual.items()}
         found.update(relative_errors(actual, exact))
         if wanted is None:
             return fault(found, dtype)
@@ -134,6 +134,11 @@ def checked(
     if differentiates and not forward_fault:
         backward_fault = _verdict(partial(compare, contender.call, True))
     return found, forward_fault, backward_fault
+
+
+def _ends(tensor: Tensor) -> Tensor:
+    """The first and last head of the first and last video."""
+    return tensor[[0, -1]][..., [0, -1], :]
 
 
 def _verdict(check: Callable[[], str | None]) -> str | None:
@@ -189,17 +194,21 @@ def race(
     seconds: float,
     rounds: int | None = None,
     begin: Begin = lambda contender, of_pass: None,
+    yardsticks: Mapping[str, Turn] = MappingProxyType({}),
 ) -> Race:
     """Times one pass of all contenders in turn, for about so many seconds or for ``rounds``.
 
     One that fails, for want of memory for example, is left out with its reason. ``begin`` is told
-    who warms up.
+    who warms up. ``yardsticks`` take turns too.
     """
     found = Race()
     turns: dict[str, Turn] = {}
-    for name, contender in contenders.items():
+    for name, ready in (
+        *((name, turn(contender, of_pass)) for name, contender in contenders.items()),
+        *yardsticks.items(),
+    ):
         begin(name, of_pass)
-        turns[name] = turn(contender, of_pass)
+        turns[name] = ready
         why = failure(partial(_warm_up, turns[name], clock, found.extra_bytes, name))
         if why:
             found.reasons[name] = why

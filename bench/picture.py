@@ -7,12 +7,13 @@ from pathlib import Path
 
 from bench.rows import Row
 from bench.targets import OTHERS, Results, order
+from bench.titles import contender_title
 
 PASSES = ("forward", "forward + backward")
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Bars of how many times faster the Triton backend is, by shape and contender."""
+    """Bars of how many times faster this project's kernels are, by shape and contender."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FormatStrFormatter, NullLocator
 
@@ -42,7 +43,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         labels = [shape.replace(", ", ",\n") for shape in shapes]
         axes.set_xticks([place + 0.4 - width / 2 for place in range(len(shapes))], labels)
         axes.set_ylabel("times faster")
-        axes.set_title(f"{of_pass}: the Triton backend against")
+        axes.set_title(f"{of_pass}: {contender_title(results.ours)}, against")
     if shown:
         figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=len(OTHERS))
     made_up = "rehearsal with made-up times, " if rows[0].get("rehearsal") else ""

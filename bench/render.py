@@ -10,9 +10,13 @@ from typing import NamedTuple
 from bench.headlines import headlines_table
 from bench.rows import read_rows
 from bench.tables import TABLES
+from bench.tables.cpu import cpu_table
 
 UNMEASURED = "Not measured."
-SOURCES = {"headlines": "layer-cpu.jsonl and rerank-cpu.jsonl"}
+SOURCES = {
+    "headlines": "layer-cpu.jsonl and rerank-cpu.jsonl",
+    "targets-cpu": "operator-cpu.jsonl, layer-cpu.jsonl and tower-cpu.jsonl",
+}
 """Of a block that is not named after its file."""
 BEGIN, END = "<!-- rendered: {} -->", "<!-- end of rendered -->"
 
@@ -43,7 +47,8 @@ def rendered(text: str, results: Path) -> str:
     """``text`` with each block between rendering marks replaced by its table.
 
     A block is named after a file of results; ``*`` in place of the device stands for every GPU, a
-    table each. Raises ValueError if a block has no end or names no known table.
+    table each. ``targets-`` and a CPU's name stand for all its files
+    (`cpu_table`). Raises ValueError if a block has no end or names no known table.
     """
     out, position = [], 0
     for name, _, start, end in blocks(text):
@@ -54,12 +59,14 @@ def rendered(text: str, results: Path) -> str:
 
 
 def _table(name: str, results: Path) -> str:
-    suite = name.split("-")[0]
+    suite, _, device = name.partition("-")
+    if suite == "targets":
+        return cpu_table(results, device) or UNMEASURED
     if suite not in TABLES:
         raise ValueError(f"unknown rendered block {name!r}")
     files = sorted(results.glob(f"{name}.jsonl"))
     if name.endswith("-*"):
-        files = [file for file in files if file.stem != f"{suite}-cpu"]
+        files = [file for file in files if not file.stem.startswith(f"{suite}-cpu")]
     tables = [TABLES[suite](rows) for file in files if (rows := read_rows(file))]
     return "\n\n".join(tables) or UNMEASURED
 

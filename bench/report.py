@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+from bench.arguments import ISAS
 from bench.picture import draw
 from bench.rows import read_rows
 from bench.tables import TABLES
+from bench.tables.cpu import cpu_table
 from bench.targets import Results
 
 PICTURED = ("gpu", "rehearsal")
@@ -23,9 +25,13 @@ def report(file: Path) -> str:
 
 
 def reports(folder: Path) -> Iterator[str]:
-    """A table for each result file of a folder; ValueError if it has none."""
+    """A table for each result file of a folder, then those of CPUs together; ValueError if it has
+    none."""
     files = [path for path in sorted(folder.glob("*.jsonl")) if path.stem.split("-")[0] in TABLES]
     if not files:
         raise ValueError(f"expected result files in {folder}, found none")
     for file in files:
         yield f"{file}\n\n{report(file)}\n"
+    for device in ("cpu", *(f"cpu-{isa}" for isa in ISAS)):
+        if table := cpu_table(folder, device):
+            yield f"targets-{device}\n\n{table}\n"

@@ -16,7 +16,7 @@ Row = dict[str, Any]
 CIRCUMSTANCES = (
     *("hardware", "threads", "processor", "multiprocessors", "memory_gib", "driver", "cuda"),
     *("cudnn", "triton", "python", "torch", "av", "tokenmix_ops", "commit", "date", "tests"),
-    *("launch_file", "compiling", "clocks", "kernel_cache"),
+    *("launch_file", "compiling", "clocks", "kernel_cache", "isa", "forced_isa"),
 )
 """What rows say of the machine and the code: `compare` lists these where the files differ."""
 MEASURED = re.compile(
@@ -91,7 +91,7 @@ def repair(path: Path) -> int:
     return len(whole) - kept
 
 
-OURS = ("triton", "token_mixing")
+OURS = ("triton", "cpu", "token_mixing")
 """This project's contenders of the operator and of the layer."""
 
 

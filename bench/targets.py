@@ -1,4 +1,4 @@
-"""What has to be reached on a GPU, and whether a run's rows of data reach it."""
+"""Ratios of a run's rows, and what they have to reach on a GPU."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bench.rows import Row, latest
-from tokenmix_ops.peers import LAYER_TITLES, OPERATOR_TITLES, SDPA, SDPA_BY_FRAME
+from bench.titles import short
+from tokenmix_ops.peers import KERNELS, SDPA, SDPA_BY_FRAME
 from tokenmix_ops.timing import ratio
 
 FUSED = (*SDPA, *SDPA_BY_FRAME, "xformers", "flash_attn")
@@ -17,7 +18,7 @@ OTHERS = {
     "gather + FlexAttention": ("flex",),
     "no mixing, SDPA": ("spatial_sdpa",),
 }
-"""What the Triton backend is compared with: under each name, the fastest of these contenders."""
+"""What our kernels are compared with: under each name, the fastest of these contenders."""
 PEERS = ("naive_gather", *FUSED, "flex")
 
 
@@ -36,7 +37,8 @@ class Ratio:
 
 
 class Results:
-    """Rows of one machine by what they are about, of each race the latest.
+    """Rows of one machine by what they are about, of each race the latest; ``ours`` is the backend
+    with kernels that took part.
 
     Raises ValueError for rows of several: no ratio may compare two of them.
     """
@@ -46,6 +48,8 @@ class Results:
         if len(machines) > 1:
             raise ValueError(f"expected rows of one machine, got {' and '.join(machines)}")
         self.rows, self.hardware = latest(rows), "".join(machines)
+        there = {row.get("contender") for row in rows}
+        self.ours = next((name for name in KERNELS.values() if name in there), "eager")
 
     def find(self, shape: str | None, of_pass: str, contender: str) -> Row | None:
         """The timed row; None if there is none."""
@@ -56,10 +60,14 @@ class Results:
         return None
 
     def ratio(
-        self, shape: str | None, of_pass: str, others: Sequence[str], contender: str = "triton"
+        self,
+        shape: str | None,
+        of_pass: str,
+        others: Sequence[str],
+        contender: str | None = None,
     ) -> Ratio | None:
-        """None unless the contender and any of the others were timed."""
-        faster = self.find(shape, of_pass, contender)
+        """Of the contender, `ours` if None; None unless it and any of the others were timed."""
+        faster = self.find(shape, of_pass, contender or self.ours)
         found = [row for name in others if (row := self.find(shape, of_pass, name))]
         if not faster or not found:
             return None
@@ -68,8 +76,8 @@ class Results:
         return Ratio(*ratio(timings, "slower", "faster"), slower["contender"])
 
     def fraction(self, shape: str, of_pass: str) -> float | None:
-        """Of the floor: 1 if the Triton backend takes no longer than it must."""
-        row = self.find(shape, of_pass, "triton")
+        """Of the floor: 1 if the kernels take no longer than they must."""
+        row = self.find(shape, of_pass, self.ours)
         return row["floor_ms"] / row["median_ms"] if row else None
 
     def part(self, name: str) -> list[Row]:
@@ -89,14 +97,17 @@ class Target:
     judge: Callable[[Results], Verdict | None]
 
 
-def _faster(
+def faster(
     text: str,
-    shape: str,
+    shape: str | None,
     of_pass: str,
     others: Sequence[str],
     at_least: float,
-    contender: str = "triton",
+    contender: str | None = None,
 ) -> Target:
+    """How many times faster the contender, or `Results.ours`, has to be than the fastest of some
+    others."""
+
     def judge(results: Results) -> Verdict | None:
         found = results.ratio(shape, of_pass, others, contender)
         if found is None:
@@ -117,7 +128,7 @@ def _of_floor(text: str, of_pass: str, at_least: float) -> Target:
 
 def _memory(of_pass: str) -> Target:
     def judge(results: Results) -> Verdict | None:
-        row = results.find("main", of_pass, "triton")
+        row = results.find("main", of_pass, results.ours)
         if row is None or "extra_mb" not in row:
             return None
         queries = row["batch"] * row["num_frames"] * row["num_tokens"] * row["num_heads"]
@@ -129,7 +140,7 @@ def _memory(of_pass: str) -> Target:
 
 
 def _deterministic(results: Results) -> Verdict | None:
-    row = results.find("main", "backward", "triton")
+    row = results.find("main", "backward", results.ours)
     if row is None:
         return None
     same = row["deterministic"]
@@ -138,30 +149,30 @@ def _deterministic(results: Results) -> Verdict | None:
 
 def _host(results: Results) -> Verdict | None:
     for row in results.part("host"):
-        if (row["contender"], row["pass"]) == ("triton", "no autograd") and "median_us" in row:
+        if (row["contender"], row["pass"]) == (results.ours, "no autograd") and "median_us" in row:
             return f"{row['median_us']:.1f} µs", row["median_us"] <= 15
     return None
 
 
 TARGETS = (
-    _faster("forward against the naive gather", "main", "forward", ["naive_gather"], 15),
-    _faster(
+    faster("forward against the naive gather", "main", "forward", ["naive_gather"], 15),
+    faster(
         "forward against gather + the best SDPA backend, gain off",
         "main, gain off",
         "forward",
         list(SDPA),
         1.5,
     ),
-    _faster("forward against gather + FlexAttention", "main", "forward", ["flex"], 1.5),
-    _faster(
+    faster("forward against gather + FlexAttention", "main", "forward", ["flex"], 1.5),
+    faster(
         "forward against gather + scaled keys + the best SDPA backend",
         "main",
         "forward",
         [*SDPA, *SDPA_BY_FRAME],
         1.5,
     ),
-    _faster("forward + backward against the best peer", "main", "forward + backward", PEERS, 1.4),
-    _faster(
+    faster("forward + backward against the best peer", "main", "forward + backward", PEERS, 1.4),
+    faster(
         "forward + backward against the best peer, gain off",
         "main, gain off",
         "forward + backward",
@@ -170,21 +181,21 @@ TARGETS = (
     ),
     _of_floor("forward, fraction of the floor", "forward", 0.6),
     _of_floor("backward, fraction of the floor", "backward", 0.5),
-    _faster(
+    faster(
         "S = 577, gain off: forward against cuDNN SDPA on keys already selected",
         "S = 577, gain off",
         "forward",
         ["cudnn_selected"],
         1,
     ),
-    _faster(
+    faster(
         "adjacent: forward against gather + the best SDPA backend",
         "adjacent",
         "forward",
         list(SDPA),
         2,
     ),
-    _faster(
+    faster(
         "whole layer: forward + backward against plain spatial attention with SDPA",
         "layer, B = 64",
         "forward + backward",
@@ -199,15 +210,6 @@ TARGETS = (
 )
 """What has to be reached on one GPU, set for an H200 and judged on whichever was measured; shapes
 without a word are the main one, with the gain."""
-
-
-def short(contender: str) -> str:
-    """A contender's title where what it does with keys is clear."""
-    return contender_title(contender).removeprefix("gather + SDPA, ").removeprefix("gather + ")
-
-
-def contender_title(contender: str) -> str:
-    return OPERATOR_TITLES.get(contender) or LAYER_TITLES.get(contender, contender)
 
 
 def order(rows: Sequence[Row]) -> list[tuple[str, str]]:

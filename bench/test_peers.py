@@ -14,7 +14,8 @@ from bench.layers import CheckedLayers
 from bench.operators import MAIN, OFF
 from bench.passes import BACKENDS, PASSES, Contender, checked, turn
 from tokenmix_ops.mixing import Mixing
-from tokenmix_ops.peers import LAYER_TITLES, OPERATOR_TITLES, SELECTED, operators
+from tokenmix_ops.peer_layers import LAYER_TITLES
+from tokenmix_ops.peers import KERNELS, OPERATOR_TITLES, SELECTED, operators
 
 pytest.importorskip("pytest_benchmark")
 
@@ -23,7 +24,7 @@ DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
 SMALL = replace(MAIN, batch=1, num_frames=4, num_tokens=50, num_heads=4, head_dim=32)
 """Where there is no GPU."""
 CASE = MAIN if DEVICE == "cuda" else SMALL
-OURS = "triton" if DEVICE == "cuda" else "eager"
+OURS = KERNELS[DEVICE]
 
 
 def timed(benchmark, contender, of_pass):
@@ -51,7 +52,8 @@ def normal(generator, *sizes):
 def operator(name, case):
     """(contender, why it cannot run forward, why not backward)."""
     plan = case.plan_on(DEVICE)
-    call = operators(plan, compiled=DEVICE == "cuda")[name]
+    ways = operators(plan, compiled=DEVICE == "cuda", kernel=OURS)
+    call = ways.get(name, f"not on {DEVICE}")
     if isinstance(call, str):
         return None, call, call
     generator = torch.Generator(DEVICE).manual_seed(0)
@@ -84,7 +86,7 @@ def layers():
     """(the layers that were checked, contenders among them)."""
     dim = CASE.num_heads * CASE.head_dim
     sizes = (CASE.num_frames, CASE.num_tokens, CASE.num_heads, dim)
-    found = CheckedLayers(*sizes, DEVICE, DTYPE, OURS)
+    found = CheckedLayers(*sizes, DEVICE, DTYPE, OURS, with_eager=True)
     return found, found.contenders(CASE.batch)
 
 

@@ -16,7 +16,7 @@ import torch
 from bench.passes import Part, failure
 from bench.published import as_published
 from bench.rows import Row
-from bench.tables import FROZEN_PATCHES, TOKEN_MIXING
+from bench.tables.tuning import FROZEN_PATCHES, TOKEN_MIXING
 from tokenmix_ops.timing import Clock, figures, rounded, time_in_turn
 from tokenmix_ops.video.blip import blip_config, build_blip
 from tokenmix_ops.video.captioning import VideoCaptioner

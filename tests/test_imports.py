@@ -29,6 +29,7 @@ FLOORS = (
     ("convert",),
     ("timing",),
     ("peers",),
+    ("peer_layers",),
     ("video.files", "video.hub"),
     ("video.data", "video.metrics"),
     ("video.text", "video.layer", "video.cross_attention"),

@@ -10,19 +10,12 @@ import tokenmix_ops as tm
 from bench.operators import ADJACENT, OFF
 from bench.passes import Contender, checked, failure, fault, relative_errors
 from tokenmix_ops import peers
-from tokenmix_ops.mixing import Mixing
-from tokenmix_ops.modules import TokenMixAttention
+from tokenmix_ops.backends import cpu
 from tokenmix_ops.peers import (
-    LAYER_TITLES,
     OPERATOR_TITLES,
     SDPA,
     SDPA_BY_FRAME,
     SELECTED,
-    NaiveGather,
-    SpatialSDPA,
-    blip_layer,
-    layers_on,
-    mixing_layer,
 )
 from tokenmix_ops.peers import operators as ways
 from tokenmix_ops.reference import token_mix_attention_ref
@@ -47,10 +40,13 @@ GPU_ONLY += ["cudnn_selected", "xformers", "flash_attn"]
 def test_contenders_compute_the_oracle(mixing, name):
     case = replace(TINY, mixing=mixing)
     device = "cuda" if ON_GPU and name.startswith("triton") else "cpu"
+    kernel = "cpu" if name.startswith("cpu") else "triton"
+    if kernel == "cpu" and (why := cpu.unavailable()):
+        pytest.skip(why)
     plan = case.plan_on(device)
-    call = ways(plan, compiled=False)[name]
+    call = ways(plan, compiled=False, kernel=kernel)[name]
     if isinstance(call, str):
-        assert name not in ("triton", "eager", "flex", "spatial_sdpa")
+        assert name not in ("triton", "cpu", "eager", "flex", "spatial_sdpa")
         return
     inputs = tuple(t.detach() for t in case.inputs(torch.float32, device))
     expected_plan = (
@@ -133,7 +129,11 @@ def test_a_forgotten_gain_is_noticed(on_cpu):
 
 def test_what_has_no_way_to_compute_a_call_says_so():
     with_gain, without = (ways(replace(TINY, mixing=m).plan) for m in MIXINGS[:2])
-    assert list(with_gain) == list(without) == list(OPERATOR_TITLES)
+    ours = ["cpu", "cpu_selected"]
+    assert list(with_gain) == list(without) == [n for n in OPERATOR_TITLES if n not in ours]
+    on_cpu = list(ways(TINY.plan, kernel="cpu"))
+    assert on_cpu[:3] == [*ours, "eager"]
+    assert set(on_cpu) == OPERATOR_TITLES.keys() - set(GPU_ONLY) - {"triton", "triton_selected"}
     for name in (*SDPA, *SDPA_BY_FRAME, "cudnn_selected"):
         assert callable(with_gain[name])
     for name in SDPA_BY_FRAME:
@@ -143,34 +143,3 @@ def test_what_has_no_way_to_compute_a_call_says_so():
     for name in (*SDPA_BY_FRAME, "triton_selected", "cudnn_selected"):
         assert per_frame[name] == "frames share no key set"
     assert per_frame["naive_gather"] == "published for the released mixing only"
-
-
-@pytest.fixture
-def weights():
-    torch.manual_seed(0)
-    return TokenMixAttention(32, 4, 4, dtype=torch.float64)
-
-
-@pytest.fixture
-def tokens():
-    return torch.randn(8, 18, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.mark.interfaces
-def test_contenders_of_one_kind_compute_the_same(weights, tokens):
-    spatial = mixing_layer(weights, Mixing.spatial())(tokens)
-    assert torch.allclose(SpatialSDPA(weights)(tokens), spatial, atol=1e-12)
-    assert torch.allclose(blip_layer(weights, 32)(tokens), spatial, atol=1e-12)
-    for gain in (0.8, 1.0):
-        mixed = mixing_layer(weights, Mixing.released(cross_frame_gain=gain))(tokens)
-        # Its logits are float32, as published.
-        assert torch.allclose(NaiveGather(weights, gain)(tokens), mixed, atol=1e-5)
-    assert not torch.allclose(mixed, spatial, atol=1e-2)
-
-
-def test_all_contenders_share_their_weights():
-    layers = layers_on(TokenMixAttention(32, 4, 4))
-    assert list(layers) == list(LAYER_TITLES)
-    tokens = torch.randn(4, 18, 32)
-    layers["token_mixing"](tokens).sum().backward()
-    assert layers["naive_gather"].qkv.weight.grad is not None

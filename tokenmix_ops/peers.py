@@ -1,8 +1,7 @@
-"""What token mixing is compared with: naive gather, other libraries' attention, BLIP's own layer.
+"""What the operator is compared with: the naive gather, other libraries' attention.
 
-Functions of the operator take query, key and value [batch, num_frames, num_tokens, num_heads,
-head_dim] and return the shape of query; all but ``spatial_sdpa`` compute what a plan says. Layers
-take tokens [batch * num_frames, num_tokens, dim], return the same shape, and share their weights.
+Functions take query, key and value [batch, num_frames, num_tokens, num_heads, head_dim] and return
+the shape of query; all but ``spatial_sdpa`` compute what a plan says.
 """
 
 from __future__ import annotations
@@ -10,22 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache, partial
 from importlib.util import find_spec
-from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 import tokenmix_ops as tm
-from tokenmix_ops.mixing import Mixing
-from tokenmix_ops.modules import TokenMixAttention
 from tokenmix_ops.plan import Plan
-from tokenmix_ops.timing import Timings, environment, figures, ratio, time_side_by_side
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
-Layer = Callable[[Tensor], Tensor]
 
 SDPA = {
     "sdpa_flash": SDPBackend.FLASH_ATTENTION,
@@ -33,12 +27,21 @@ SDPA = {
     "sdpa_efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
 SDPA_BY_FRAME = {f"{name}_by_frame": backend for name, backend in SDPA.items()}
-SELECTED = ("triton_selected", "cudnn_selected")
+ON_GPUS = (
+    *(f"sdpa_{library}{way}" for library in ("cudnn", "efficient") for way in ("", "_by_frame")),
+    *("cudnn_selected", "xformers", "flash_attn"),
+)
+"""Peers that a CPU has none of."""
+SELECTED = ("triton_selected", "cpu_selected", "cudnn_selected")
 """Those that take key and value already selected, [batch, num_keys, num_heads, head_dim]."""
+KERNELS = {"cuda": "triton", "cpu": "cpu"}
+"""This project's backend with kernels of its own, by type of device."""
 
 OPERATOR_TITLES = {
     "triton": "tokenmix_ops, Triton",
     "triton_selected": "tokenmix_ops, Triton, keys already selected",
+    "cpu": "tokenmix_ops, C++",
+    "cpu_selected": "tokenmix_ops, C++, keys already selected",
     "eager": "tokenmix_ops, eager",
     "naive_gather": "naive gather, as published",
     "sdpa_flash": "gather + SDPA, flash",
@@ -55,8 +58,12 @@ OPERATOR_TITLES = {
 }
 
 
-def operators(plan: Plan, compiled: bool = True) -> dict[str, Attention | str]:
+def operators(
+    plan: Plan, compiled: bool = True, kernel: str = "triton"
+) -> dict[str, Attention | str]:
     """By name, in the order of `OPERATOR_TITLES`: a function, or the reason why there is none.
+
+    ``kernel`` is one of `KERNELS`; beside that for CPUs, peers that know only GPUs are left out.
 
     Attention that knows no gain gets one set of scaled keys for each frame. With these, all frames
     go at once, for which the values are copied, or frame by frame, which takes more launches.
@@ -67,8 +74,8 @@ def operators(plan: Plan, compiled: bool = True) -> dict[str, Attention | str]:
     on_keys = _on_scaled if plan.scales_logits else _on_gathered
     per_frame = None if plan.rows == "shared" else "frames share no key set"
     found: dict[str, Attention | str] = {
-        "triton": _tokenmix("triton", plan),
-        "triton_selected": per_frame or _tokenmix("triton", plan),
+        kernel: _tokenmix(kernel, plan),
+        f"{kernel}_selected": per_frame or _tokenmix(kernel, plan),
         "eager": _tokenmix("eager", plan),
         "naive_gather": "published for the released mixing only",
     }
@@ -89,7 +96,7 @@ def operators(plan: Plan, compiled: bool = True) -> dict[str, Attention | str]:
         missing = None if find_spec(package) else f"{package} is not installed"
         found[name] = missing or on_keys(peer, plan)
     found["spatial_sdpa"] = spatial_sdpa
-    return found
+    return {name: way for name, way in found.items() if kernel != "cpu" or name not in ON_GPUS}
 
 
 def _tokenmix(backend: str, plan: Plan) -> Attention:
@@ -237,166 +244,3 @@ def _flash_attn(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
     mixed: Tensor = flash_attn_func(query, key, value)
     return mixed
-
-
-class SpatialSDPA(nn.Module):
-    """Plain attention inside each frame through PyTorch's fused attention."""
-
-    def __init__(self, weights: TokenMixAttention) -> None:
-        super().__init__()
-        self.qkv, self.proj, self.num_heads = weights.qkv, weights.proj, weights.num_heads
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        qkv = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1))
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        mixed = scaled_dot_product_attention(query, key, value)
-        return self.proj(mixed.transpose(1, 2).flatten(2))
-
-
-class NaiveGather(nn.Module):
-    """The authors' published way: everything projected, then `naive_gather`."""
-
-    def __init__(self, weights: TokenMixAttention, cross_frame_gain: float = 0.8) -> None:
-        super().__init__()
-        self.qkv, self.proj, self.num_heads = weights.qkv, weights.proj, weights.num_heads
-        self.num_frames, self.cross_frame_gain = weights.num_frames, cross_frame_gain
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        qkv = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1))
-        query, key, value = qkv.unflatten(0, (-1, self.num_frames)).unbind(3)
-        mixed = naive_gather(query, key, value, self.cross_frame_gain)
-        return self.proj(mixed.reshape(*tokens.shape))
-
-
-def blip_layer(weights: TokenMixAttention, dim: int) -> Layer:
-    """transformers' own BLIP attention, a plain product and softmax inside each frame."""
-    from transformers import BlipVisionConfig
-    from transformers.models.blip.modeling_blip import BlipAttention
-
-    layer = BlipAttention(BlipVisionConfig(hidden_size=dim, num_attention_heads=weights.num_heads))
-    layer.qkv, layer.projection = weights.qkv, weights.proj
-    return lambda tokens: layer(tokens)[0]
-
-
-def mixing_layer(weights: TokenMixAttention, mixing: Mixing, backend: str | None = None) -> Layer:
-    """This project's layer on the given weights."""
-    dim = weights.qkv.in_features
-    layer = TokenMixAttention(
-        dim, weights.num_heads, weights.num_frames, mixing, backend=backend, device="meta"
-    )
-    layer.qkv, layer.proj = weights.qkv, weights.proj
-    return layer
-
-
-def layers_on(weights: TokenMixAttention, backend: str | None = None) -> dict[str, Layer]:
-    """The layers by name, on the same weights; ``backend`` is that of this project's.
-
-    BLIP's own is among them if transformers is installed.
-    """
-    layers: dict[str, Layer] = {}
-    if find_spec("transformers"):
-        layers["blip"] = blip_layer(weights, weights.dim)
-    layers["spatial_sdpa"] = SpatialSDPA(weights)
-    layers["naive_gather"] = NaiveGather(weights)
-    for name, gain in (("token_mixing_gain_off", 1.0), ("token_mixing", 0.8)):
-        layers[name] = mixing_layer(weights, Mixing.released(cross_frame_gain=gain), backend)
-    return layers
-
-
-LAYER_TITLES = {
-    "blip": "BLIP's own, transformers",
-    "spatial_sdpa": "plain spatial, SDPA",
-    "naive_gather": "naive gather, gain 0.8",
-    "token_mixing_gain_off": "token mixing, gain off",
-    "token_mixing": "token mixing, gain 0.8",
-}
-
-
-LAYER_SHAPE = {"batch": 2, "num_frames": 8, "num_tokens": 197, "dim": 768}
-LAYER_HEADS = 12
-"""One attention layer of BLIP ViT-B/16, and what it is timed on."""
-
-
-def blip_sized_layers() -> dict[str, Layer]:
-    """`layers_on` random weights of BLIP ViT-B/16's size, for 8 frames."""
-    torch.manual_seed(0)
-    dim, num_frames = LAYER_SHAPE["dim"], LAYER_SHAPE["num_frames"]
-    return layers_on(TokenMixAttention(dim, LAYER_HEADS, num_frames))
-
-
-def time_layers(
-    layers: dict[str, Layer],
-    *,
-    batch: int,
-    num_frames: int,
-    num_tokens: int,
-    dim: int,
-    rounds: int,
-    progress: Callable[[int, int], object] | None = None,
-) -> dict[str, Timings]:
-    """Seconds of layers on the CPU by name, of passes "forward" and "forward + backward".
-
-    ``progress`` is called with the rounds done and their total.
-    """
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randn(batch * num_frames, num_tokens, dim, generator=generator)
-    output_grad = torch.randn(tokens.shape, generator=generator)
-
-    def forward(layer: Layer) -> Callable[[], object]:
-        def run() -> None:
-            with torch.no_grad():
-                layer(tokens)
-
-        return run
-
-    def forward_backward(layer: Layer) -> Callable[[], object]:
-        def run() -> None:
-            leaf = tokens.detach().requires_grad_()
-            layer(leaf).backward(output_grad)
-
-        return run
-
-    timings = {}
-    for number, (name, make) in enumerate(
-        (("forward", forward), ("forward + backward", forward_backward))
-    ):
-        done_before = number * rounds
-
-        def report(done: int, before: int = done_before) -> None:
-            if progress is not None:
-                progress(before + done, 2 * rounds)
-
-        timings[name] = time_side_by_side(
-            {key: make(layer) for key, layer in layers.items()}, rounds, report
-        )
-    return timings
-
-
-def layer_rows(timings: dict[str, Timings]) -> list[dict[str, Any]]:
-    """Rows of data of `time_layers` at `LAYER_SHAPE`."""
-    return [
-        {
-            "suite": "layer",
-            "device": "cpu",
-            "dtype": "float32",
-            **LAYER_SHAPE,
-            "num_heads": LAYER_HEADS,
-            "pass": name,
-            "contender": contender,
-            **figures(seconds),
-            **environment(),
-        }
-        for name, of_pass in timings.items()
-        for contender, seconds in of_pass.items()
-    ]
-
-
-def summary(timings: dict[str, Timings]) -> list[tuple[str, ...]]:
-    """Lines of a table of `time_layers`: the layer, milliseconds of each pass, and how many times
-    faster than plain spatial attention each pass is."""
-    lines = []
-    for name in timings["forward"]:
-        times = [f"{1e3 * median(of_pass[name]):.0f} ms" for of_pass in timings.values()]
-        speed = [ratio(of_pass, "spatial_sdpa", name)[0] for of_pass in timings.values()]
-        lines.append((LAYER_TITLES[name], *times, " / ".join(f"{s:.2f}×" for s in speed)))
-    return lines

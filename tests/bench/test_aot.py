@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from bench import __main__ as command
-from bench import aot, arguments, sass, tables
+from bench import aot, arguments, sass
 from bench import rows as files
+from bench.tables.compiler import aot_table, loops_table
 from tokenmix_ops.backends.triton import configs
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
@@ -99,7 +100,7 @@ def test_rows_and_table_tell_what_came_out(program):
             assert all(
                 0 <= share <= 1 for name in ("busy", "waits") for share in row[name].values()
             )
-    table = tables.aot_table(rows)
+    table = aot_table(rows)
     assert table in done.stdout
     for kernel in {row["kernel"] for row in rows}:
         assert f"| {kernel} |" in table
@@ -151,16 +152,16 @@ def test_the_check_passes_what_is_sound(row):
 def test_dtypes_that_come_out_equal_share_a_line():
     rows = [changed(dtype=dtype) for dtype in ("float16", "bfloat16")]
     assert "| bwd_key | strided | 64 | float16, bfloat16 | 200 / 49 / 0 / 2 / 16 HGMMA |" in (
-        tables.aot_table(rows)
+        aot_table(rows)
     )
     rows[1] = changed(registers=201)
-    assert "| float16 | 200 / 49 / 0 / 2 / 16 HGMMA |" in tables.aot_table(rows)
+    assert "| float16 | 200 / 49 / 0 / 2 / 16 HGMMA |" in aot_table(rows)
 
 
 def test_a_kernel_that_does_not_compile_shows_in_the_table():
     row = {**SOUND, "error": "out of luck"}
     del row["instructions"]
-    assert "| does not compile |" in tables.aot_table([row])
+    assert "| does not compile |" in aot_table([row])
 
 
 MODELLED = {
@@ -173,8 +174,8 @@ MODELLED = {
 
 
 def test_what_the_model_says_stands_below_the_compilers_report():
-    assert tables.loops_table([changed(**MODELLED)]) in tables.aot_table([changed(**MODELLED)])
-    table = tables.loops_table([changed(**MODELLED)])
+    assert loops_table([changed(**MODELLED)]) in aot_table([changed(**MODELLED)])
+    table = loops_table([changed(**MODELLED)])
     assert (
         "| bwd_key | strided | 64 | sm_90 | 32 × 128, 8 warps, 2 stages, 168 registers |" in table
     )
@@ -183,9 +184,7 @@ def test_what_the_model_says_stands_below_the_compilers_report():
 
 def test_a_variant_that_does_not_compile_shows_beside_the_others():
     row = {**changed(**MODELLED), "error": "out of luck", "maxnreg": None}
-    assert "| 32 × 128, 8 warps, 2 stages | does not compile: out of luck |" in (
-        tables.loops_table([row])
-    )
+    assert "| 32 × 128, 8 warps, 2 stages | does not compile: out of luck |" in (loops_table([row]))
 
 
 def test_variants_of_a_case_stand_together_the_fastest_first():
@@ -251,7 +250,7 @@ def test_variants_are_compiled_and_nothing_is_written(tmp_path):
 
 
 def test_the_table_of_variants_says_which_triton_compiled_them():
-    assert "Compiled by Triton 3.9.0." in tables.loops_table([changed(**MODELLED)])
+    assert "Compiled by Triton 3.9.0." in loops_table([changed(**MODELLED)])
 
 
 def test_a_selection_without_kernels_is_refused(tmp_path):

@@ -9,14 +9,26 @@ import pytest
 import torch
 
 from bench import __main__ as command
-from bench import arguments, layers, operators, tables
+from bench import arguments, layers, operators
 from bench import rows as files
 from bench.lease import PLAN, REHEARSAL, Lease
 from bench.rows import read_rows
+from bench.tables.speed import layer_table
 
 ROOT = Path(command.__file__).parent.parent
 NAMES = (
-    *("operator", "layer", "host", "lease", "training", "memory", "rerank", "loading", "world"),
+    *(
+        "operator",
+        "layer",
+        "tower",
+        "host",
+        "lease",
+        "training",
+        "memory",
+        "rerank",
+        "loading",
+        "world",
+    ),
     *("search", "aot", "cache", "tune", "render", "report", "compare"),
 )
 BARE = """
@@ -106,7 +118,10 @@ def test_a_lease_under_nohup_outlives_its_terminal(monkeypatch, tmp_path):
 def test_a_mistake_is_one_sentence(tmp_path):
     for words, text in (
         (["compare", str(tmp_path / "a"), str(tmp_path / "b")], "No such file"),
-        (["operator", "--device", "cpu", "--shapes", "none"], "expected shapes among B = 2"),
+        (
+            ["operator", "--device", "cpu", "--shapes", "none"],
+            "expected shapes among 'main', 'main, gain off'",
+        ),
         (["render", "--pages", str(tmp_path / "no.md")], "No such file"),
     ):
         with pytest.raises(SystemExit, match=f"bench {words[0]}: .*{text}"):
@@ -213,7 +228,7 @@ def test_a_layer_is_measured_into_its_file(tmp_path, monkeypatch, capsys):
     assert {row["device"] for row in rows} == {"cpu"}
     assert {row["suite"] for row in rows} == {"layer"}
     shown = capsys.readouterr().out
-    assert tables.layer_table(rows) in shown
+    assert layer_table(rows) in shown
     # Pages are rendered from another folder.
     assert shown.endswith(f"\nrows: {tmp_path / 'layer-cpu.jsonl'}\n")
 
@@ -222,11 +237,12 @@ def test_choices_are_those_of_the_programs():
     pytest.importorskip("transformers")
     pytest.importorskip("av")
     pytest.importorskip("pycocoevalcap")
-    from bench import aot, tune, world
+    from bench import aot, isa, tune, world
 
     assert tuple(world.CONTENDERS) == arguments.METHODS
     assert tuple(aot.ARCHITECTURES) == arguments.ARCHITECTURES
     assert tune.KERNELS == arguments.KERNELS
+    assert tuple(isa.VARIABLES) == arguments.ISAS
 
 
 def test_layers_are_compared_with_results_of_before(tmp_path, capsys):

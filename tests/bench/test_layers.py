@@ -6,7 +6,7 @@ import torch
 from bench import layers, passes
 from bench.layers import CheckedLayers, layer_rows
 from bench.passes import PASSES
-from tokenmix_ops.peers import LAYER_TITLES
+from tokenmix_ops.peer_layers import LAYER_TITLES
 from tokenmix_ops.timing import HostClock
 
 
@@ -21,7 +21,7 @@ SIZES = {"num_frames": 4, "num_tokens": 10, "num_heads": 2, "dim": 16}
 
 def test_layers_become_rows(hasty):
     shape = {"batch": 2, **SIZES, "dtype": torch.float32, "backend": "eager"}
-    rows = layer_rows(HostClock(), "cpu", 0.0, **shape)
+    rows = layer_rows(HostClock(), "cpu", 0.0, **shape, with_eager=True)
     assert {row["pass"] for row in rows} == set(PASSES[:2])
     assert {row["contender"] for row in rows} == LAYER_TITLES.keys()
     assert all(len(row["rounds_ms"]) == 2 for row in rows)
@@ -35,14 +35,14 @@ def test_layers_of_a_kernel_beyond_the_tolerance_are_not_timed(monkeypatch):
     found = CheckedLayers(*SIZES.values(), "cpu", torch.float32, "eager")
     assert found.reasons.keys() == {"token_mixing", "token_mixing_gain_off"}
     assert all("wrong: output: " in why for why in found.reasons.values())
-    assert found.contenders(1).keys() == LAYER_TITLES.keys() - found.reasons.keys()
+    assert found.contenders(1).keys() == found.layers.keys() - found.reasons.keys()
 
 
 def test_a_layer_with_a_wrong_gradient_of_a_parameter_is_not_timed(monkeypatch):
     real = layers.layers_on
 
-    def doubled(weights, backend):
-        found = real(weights, backend)
+    def doubled(*arguments):
+        weights, found = arguments[0], real(*arguments)
         plain, bias = found["spatial_sdpa"], weights.proj.bias
         if bias.dtype == torch.float32:
             found["spatial_sdpa"] = lambda tokens: plain(tokens) + (bias - bias.detach())

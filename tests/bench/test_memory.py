@@ -10,7 +10,7 @@ from torch.nn.functional import dropout, scaled_dot_product_attention, softmax
 
 from bench import rows as files
 from bench.__main__ import main
-from bench.tables import (
+from bench.tables.tuning import (
     FROZEN_PATCHES,
     KINDS,
     TOKEN_MIXING,

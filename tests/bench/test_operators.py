@@ -7,11 +7,12 @@ import pytest
 import torch
 
 import tokenmix_ops as tm
-from bench import operators, passes, tables
+from bench import operators, passes
 from bench.floor import Ceilings
 from bench.graphs import REPLAY, replays
 from bench.operators import Shape, host_rows, operator_rows, timed_passes
 from bench.passes import PASSES
+from bench.tables.speed import host_table
 from tokenmix_ops.peers import operators as ways
 from tokenmix_ops.testing import Case
 from tokenmix_ops.timing import HostClock, environment
@@ -40,7 +41,7 @@ def test_a_shape_becomes_rows_and_a_wrong_contender_is_not_timed(hasty, monkeypa
         "flex": real["flex"],
         "xformers": "xformers is not installed",
     }
-    monkeypatch.setattr(operators, "operators", lambda plan, compiled: calls)
+    monkeypatch.setattr(operators, "operators", lambda plan, **options: calls)
     shape = Shape("tiny", TINY, torch.float32, selected=True)
     rows = operator_rows(shape, RATES, HostClock(), "cpu", 0.0)
     assert len(rows) == 3 * 4
@@ -60,7 +61,7 @@ def test_a_shape_becomes_rows_and_a_wrong_contender_is_not_timed(hasty, monkeypa
 def test_a_contender_that_broke_a_process_is_left_out_from_the_pass_on(monkeypatch):
     real = ways(TINY.plan, compiled=False)
     calls = {name: real[name] for name in ("eager", "naive_gather", "spatial_sdpa")}
-    monkeypatch.setattr(operators, "operators", lambda plan, compiled: calls)
+    monkeypatch.setattr(operators, "operators", lambda plan, **options: calls)
     refused = {"eager": ("backward", "it hung"), "spatial_sdpa": ("forward", "it crashed")}
     told = []
     found = timed_passes(
@@ -92,7 +93,7 @@ def test_replays_are_checked_and_timed_beside_the_runs_that_they_repeat(hasty, m
         return eager(query, key, value)
 
     calls = {"eager": eager, "moody": moody, "silent": silent, "xformers": "not installed"}
-    monkeypatch.setattr(operators, "operators", lambda plan, compiled: calls)
+    monkeypatch.setattr(operators, "operators", lambda plan, **options: calls)
 
     def capture(run):
         if run.func is moody:
@@ -117,7 +118,7 @@ def test_replays_are_checked_and_timed_beside_the_runs_that_they_repeat(hasty, m
 def test_the_triton_backend_is_timed_and_its_bits_compared(hasty, monkeypatch):
     small = replace(TINY, num_tokens=6, num_heads=1)
     calls = {"triton": ways(small.plan)["triton"]}
-    monkeypatch.setattr(operators, "operators", lambda plan, compiled: calls)
+    monkeypatch.setattr(operators, "operators", lambda plan, **options: calls)
     shape = Shape("tiny", small, torch.float32, passes=("backward",), selected=True)
     (row,) = operator_rows(shape, RATES, HostClock(), "cpu", 0.0)
     assert row["deterministic"] is True
@@ -130,4 +131,4 @@ def test_the_host_becomes_rows(monkeypatch):
     rows = host_rows(HostClock(), "cpu", backend="eager")
     assert {row["contender"] for row in rows} == {"eager", "sdpa"}
     assert all(len(row["rounds_us"]) == 2 for row in rows)
-    assert "sdpa" in tables.host_table([{**row, **environment()} for row in rows])
+    assert "sdpa" in host_table([{**row, **environment()} for row in rows])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bench.tables import (
+from bench.tables.tuning import (
     TOKEN_MIXING,
 )
 

@@ -8,9 +8,9 @@ import pytest
 
 from bench import render
 from bench.rows import write_rows
-from tokenmix_ops import peers
+from tokenmix_ops import peer_layers
 from tokenmix_ops.modules import TokenMixAttention
-from tokenmix_ops.peers import LAYER_TITLES, layers_on, time_layers
+from tokenmix_ops.peer_layers import LAYER_TITLES, layers_on, time_layers
 
 RESULTS = Path(__file__).parents[2] / "results"
 TEXT = "before\n<!-- rendered: layer-cpu -->\nold\n<!-- end of rendered -->\nafter\n"
@@ -19,9 +19,11 @@ TEXT = "before\n<!-- rendered: layer-cpu -->\nold\n<!-- end of rendered -->\naft
 @pytest.fixture
 def rows(monkeypatch):
     small = {"batch": 1, "num_frames": 4, "num_tokens": 10, "dim": 16}
-    monkeypatch.setattr(peers, "LAYER_SHAPE", small)
-    timings = time_layers(layers_on(TokenMixAttention(16, 2, 4)), **small, rounds=3)
-    return peers.layer_rows(timings)
+    monkeypatch.setattr(peer_layers, "LAYER_SHAPE", small)
+    timings = time_layers(
+        layers_on(TokenMixAttention(16, 2, 4), with_eager=True), **small, rounds=3
+    )
+    return peer_layers.layer_rows(timings)
 
 
 def test_a_table_is_rendered_into_its_block_and_a_stale_one_shows(rows, tmp_path):
@@ -141,6 +143,35 @@ def gpu_rows(hardware, naive_ms, **more):
         {**about, "contender": name, "median_ms": ms, "rounds_ms": [ms]}
         for name, ms in times.items()
     ]
+
+
+def test_the_column_of_a_cpu_has_the_operator_too(tmp_path):
+    for name in ("layer-cpu.jsonl", "rerank-cpu.jsonl"):
+        (tmp_path / name).write_text((RESULTS / name).read_text())
+    about = {"part": "operator", "shape": "main", "pass": "forward", "hardware": "A CPU"}
+    about |= {"device": "cpu", "batch": 2, "threads": 2, "gflop": 1.0, "torch": "2.13.0"}
+    about |= {"tokenmix_ops": "0.1.0", "commit": "0123456789", "date": "2026-11-27"}
+    rows = [
+        {**about, "contender": name, "median_ms": ms, "rounds_ms": [ms]}
+        for name, ms in (("cpu", 1.0), ("eager", 2.0), ("naive_gather", 3.0))
+    ]
+    write_rows(tmp_path / "operator-cpu.jsonl", rows)
+    headlines = render.rendered(TEXT.replace("layer-cpu", "headlines"), tmp_path)
+    assert "| operator, forward, gain 0.8 | naive gather | 3.00 |" in headlines
+    assert "| whole layer, forward, gain off | plain spatial, SDPA | " in headlines
+    assert " threads of A CPU, 2 videos, PyTorch 2.13.0, 2026-11-27; " in headlines
+
+
+def test_the_targets_of_a_cpu_are_rendered_from_its_files(tmp_path):
+    block = TEXT.replace("layer-cpu", "targets-cpu")
+    assert render.rendered(block, tmp_path) == block.replace("old", "Not measured.")
+    write_rows(
+        tmp_path / "layer-cpu.jsonl",
+        [json.loads(line) for line in (RESULTS / "layer-cpu.jsonl").read_text().splitlines()],
+    )
+    text = render.rendered(block, tmp_path)
+    assert "| layer, forward: against plain SDPA | " in text
+    assert "| forward, S = 197: of the rate of a matrix product | not measured |" in text
 
 
 def test_every_card_has_its_tables_and_its_column_of_headlines(tmp_path):

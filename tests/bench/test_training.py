@@ -7,7 +7,7 @@ import torch
 
 from bench import rows as files
 from bench.__main__ import main
-from bench.tables import (
+from bench.tables.tuning import (
     FROZEN_PATCHES,
     PAPER_GB,
     TOKEN_MIXING,

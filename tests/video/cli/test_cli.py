@@ -5,11 +5,14 @@ import json
 import pytest
 import torch
 
-from tokenmix_ops import backends, peers
+from tokenmix_ops import backends, peer_layers
+from tokenmix_ops.backends import cpu
 from tokenmix_ops.video import cli
 from tokenmix_ops.video import demo as demonstration
 from tokenmix_ops.video.data.shapes import write_world
 from tokenmix_ops.video.demo import motion
+
+BUILT = cpu.unavailable() is None
 
 
 def run(capsys, *arguments):
@@ -79,7 +82,7 @@ def test_a_mistake_is_one_sentence(capsys, tmp_path):
 def quick(monkeypatch):
     """Layers of the timed size take minutes under test; smaller ones show the same."""
     small = {"batch": 1, "num_frames": 8, "num_tokens": 18, "dim": 24}
-    for module in (peers, demonstration):
+    for module in (peer_layers, demonstration):
         monkeypatch.setattr(module, "LAYER_SHAPE", small)
 
 
@@ -87,12 +90,14 @@ def test_bench_prints_and_writes_only_what_it_is_asked_to(capsys, tmp_path, quic
     monkeypatch.chdir(tmp_path)
     status, out, _ = run(capsys, "bench", "--rounds", "2")
     assert status == 0
-    assert all(title in out for title in peers.LAYER_TITLES.values())
+    kept = [name for name in peer_layers.LAYER_TITLES if BUILT or not name.startswith("eager_")]
+    assert all(peer_layers.LAYER_TITLES[name] in out for name in kept)
+    assert out.splitlines()[-1] == peer_layers.about_backend()
     assert list(tmp_path.iterdir()) == []
     status, out, _ = run(capsys, "bench", "--rounds", "1", "--json", "--out", "layer.jsonl")
     assert (tmp_path / "layer.jsonl").read_text() == out
     rows = [json.loads(line) for line in out.splitlines()]
-    assert {row["contender"] for row in rows} == peers.LAYER_TITLES.keys()
+    assert {row["contender"] for row in rows} == set(kept)
     assert all({"hardware", "torch", "commit", "rounds_ms"} <= row.keys() for row in rows)
 
 
@@ -112,6 +117,7 @@ def test_the_demo_runs_to_its_end_and_fails_if_mixing_has_not_learnt(capsys, tmp
     assert not figures["reversal"]["released"]["frames_equal"]
     assert figures["reversal"]["released"]["pooled_relative_difference"] > 1e-3
     assert set(figures["accuracy"]) == {"spatial", "released"}
+    assert ("eager_token_mixing" in figures["layer_ms"]["forward"]) == BUILT
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -97,28 +97,29 @@ def bench(rounds: int = 21, out: Path | None = None, json: bool = False) -> None
         out: file to write the rows of data to, JSON lines.
         json: print the rows as JSON lines instead of the table.
     """
-    from tokenmix_ops import peers
+    from tokenmix_ops import peer_layers
 
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
     with Progress(console=Console(stderr=True)) as bars:
         task = bars.add_task("rounds", total=2 * rounds)
-        timings = peers.time_layers(
-            peers.blip_sized_layers(),
-            **peers.LAYER_SHAPE,
+        timings = peer_layers.time_layers(
+            peer_layers.blip_sized_layers(),
+            **peer_layers.LAYER_SHAPE,
             rounds=rounds,
             progress=lambda done, _: bars.update(task, completed=done),
         )
-    lines = [jsonlib.dumps(row) for row in peers.layer_rows(timings)]
+    lines = [jsonlib.dumps(row) for row in peer_layers.layer_rows(timings)]
     if out is not None:
         out.write_text("".join(f"{line}\n" for line in lines))
     if json:
         print("\n".join(lines))
         return
     table = Table("layer", *timings, "against plain SDPA", box=None)
-    for cells in peers.summary(timings):
+    for cells in peer_layers.summary(timings):
         table.add_row(*cells)
     Console().print(table)
+    print(peer_layers.about_backend())
 
 
 def params(

@@ -20,7 +20,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
 
-from tokenmix_ops.peers import LAYER_SHAPE, blip_sized_layers, summary, time_layers
+from tokenmix_ops.peer_layers import (
+    LAYER_SHAPE,
+    about_backend,
+    blip_sized_layers,
+    summary,
+    time_layers,
+)
 from tokenmix_ops.timing import Timings, environment
 from tokenmix_ops.video.data.clips import ClipError, normalize_clip
 from tokenmix_ops.video.data.shapes import render, sample_scenes, write_world
@@ -236,4 +242,5 @@ def _time_layer(rounds: int, console: Console) -> dict[str, Timings]:
     for layer, *cells in summary(timings):
         table.add_row(f"    {layer}", *cells)
     console.print(table)
+    console.print(f"    {about_backend()}")
     return timings

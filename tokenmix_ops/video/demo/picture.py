@@ -9,7 +9,7 @@ import matplotlib
 from torch import Tensor
 from torch.nn.functional import pad
 
-from tokenmix_ops.peers import LAYER_TITLES
+from tokenmix_ops.peer_layers import LAYER_TITLES
 from tokenmix_ops.timing import Timings
 from tokenmix_ops.video.data.shapes import MOTIONS
 
