@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -23,7 +23,7 @@ RESULTS, PAGES = Path("results"), (Path("README.md"), Path("results/README.md"))
 def run_operator(given: Namespace) -> None:
     on_cpu = _processor(given)
     from bench.floor import measured_ceilings
-    from bench.operators import CPU_SHAPES, SHAPES, Shape, operator_rows
+    from bench.operators import CPU_SHAPES, SHAPES, Shape, flex_fault, operator_rows
     from bench.passes import run_parts
     from tokenmix_ops.peers import KERNELS
     from tokenmix_ops.timing import clock_of
@@ -43,10 +43,26 @@ def run_operator(given: Namespace) -> None:
 
     def part(shape: Shape) -> list[Row]:
         rates, kernel = ceilings.get(shape.dtype), KERNELS[given.device]
-        return operator_rows(shape, rates, clock, given.device, given.seconds, given.rounds, kernel)
+        refused = {}
+        if on_cpu and (why := in_its_own_process(flex_fault, shape)):
+            refused["flex"] = ("forward", why)
+        return operator_rows(
+            shape, rates, clock, given.device, given.seconds, given.rounds, kernel, refused
+        )
 
     parts = [(shape.name, partial(part, shape)) for shape in chosen]
     _finish(given, keep, run_parts(parts, float("inf"), keep))
+
+
+def in_its_own_process(function: Callable[..., str | None], argument: object) -> str | None:
+    """What a function of an argument and the number of threads answers, or that its process died of
+    it, or took two minutes."""
+    import torch
+
+    from bench.pool import Pool
+
+    with Pool(1) as pool:
+        return pool.submit(function, argument, torch.get_num_threads(), seconds=120.0).result()
 
 
 def run_layer(given: Namespace) -> None:

@@ -103,14 +103,29 @@ def operator_rows(
     seconds: float,
     rounds: int | None = None,
     kernel: str = "triton",
+    refused: Mapping[str, tuple[str, str]] = MappingProxyType({}),
 ) -> list[Row]:
     """Rows of one shape: every contender and pass, timed or with the reason why not.
 
     ``seconds`` is about how long each pass is timed, unless ``rounds`` is given; what compilers
-    take comes on top. ``kernel`` is this project's backend that takes part beside the eager one.
+    take comes on top. ``kernel`` is this project's backend that takes part beside the eager one;
+    ``refused`` is that of `timed_passes`.
     """
-    passes = timed_passes(shape, ceilings, clock, device, seconds, rounds, kernel=kernel)
+    passes = timed_passes(shape, ceilings, clock, device, seconds, rounds, refused, kernel=kernel)
     return [row for rows in passes for row in rows]
+
+
+def flex_fault(shape: Shape, threads: int) -> str | None:
+    """Why FlexAttention, compiled for a CPU with so many threads, does not run at a shape.
+
+    For a process of its own: with a table of gains and keys that are no multiple of its tile it has
+    read what lies behind its tensors.
+    """
+    torch.set_num_threads(threads)
+    call = operators(shape.case.plan, kernel="cpu")["flex"]
+    assert not isinstance(call, str)
+    with torch.no_grad():
+        return failure(partial(call, *input_sets(shape.case, shape.dtype, "cpu")[0][:3]))
 
 
 def timed_passes(

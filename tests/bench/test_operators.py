@@ -1,6 +1,7 @@
 """A shape becomes rows, a wrong contender is not timed, and the host is timed too."""
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -8,9 +9,10 @@ import torch
 
 import tokenmix_ops as tm
 from bench import operators, passes
+from bench.commands import in_its_own_process
 from bench.floor import Ceilings
 from bench.graphs import REPLAY, replays
-from bench.operators import Shape, host_rows, operator_rows, timed_passes
+from bench.operators import Shape, flex_fault, host_rows, operator_rows, timed_passes
 from bench.passes import PASSES
 from bench.tables.speed import host_table
 from tokenmix_ops.peers import operators as ways
@@ -132,3 +134,24 @@ def test_the_host_becomes_rows(monkeypatch):
     assert {row["contender"] for row in rows} == {"eager", "sdpa"}
     assert all(len(row["rounds_us"]) == 2 for row in rows)
     assert "sdpa" in host_table([{**row, **environment()} for row in rows])
+
+
+def test_flex_attention_runsin_its_own_process_or_says_why_not(monkeypatch):
+    flex = ways(TINY.plan, compiled=False)["flex"]
+    monkeypatch.setattr(operators, "operators", lambda plan, **options: {"flex": flex})
+    shape = Shape("tiny", TINY, torch.float32)
+    assert flex_fault(shape, torch.get_num_threads()) is None
+
+    def broken(*tensors):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(operators, "operators", lambda plan, **options: {"flex": broken})
+    assert flex_fault(shape, torch.get_num_threads()) == "RuntimeError: no compiler"
+
+
+def die(shape, threads):
+    os._exit(1)
+
+
+def test_what_its_process_dies_of_is_a_reason():
+    assert in_its_own_process(die, "a shape") == "its process died"
