@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from agreement import assert_agrees, assert_case_agrees, compute, oracle, some_output_grad
+from agreement import (
+    assert_agrees,
+    assert_case_agrees,
+    assert_within,
+    compute,
+    expected,
+    oracle,
+    some_output_grad,
+)
 from forgetting import forget
 
 import tokenmix_ops as tm
@@ -99,9 +107,12 @@ def test_kernels_kept_from_aligned_memory_are_right_for_any(mixing, moved, algor
     anywhere = list(aligned)
     anywhere[moved] = memory[1:].view_as(aligned[moved]).copy_(aligned[moved])
     assert anywhere[moved].data_ptr() % 16 != 0
-    # Rows read number by number lie otherwise in registers, so sums over them round otherwise.
+    # Rows read number by number lie otherwise in registers, so sums over them round otherwise. The
+    # wanted values come from aligned tensors: PyTorch's own backward fails with any others.
+    wanted = expected(case, tuple(aligned[:3]), aligned[3])
     for tensors in (aligned, anywhere):
-        assert_agrees(fast(case), case, tuple(tensors[:3]), tensors[3])
+        found = output_and_gradients(fast(case), tuple(tensors[:3]), tensors[3])
+        assert_within(wanted, found, aligned[0].dtype)
 
 
 def test_kernels_run_on_the_current_stream(algorithm):
