@@ -222,6 +222,23 @@ def test_an_instruction_set_that_is_not_there_is_refused():
         OPERATORS.cpu_force_isa("sse9")
 
 
+@built
+@pytest.mark.parametrize("supported", [("portable",), ("portable", "avx2")])
+def test_without_vectors_that_were_timed_the_kernel_has_to_be_requested(monkeypatch, supported):
+    monkeypatch.setattr(cpu, "instruction_sets", lambda: (supported[-1], supported))
+    forget(cpu)
+    x = torch.ones(1, 2, 5, 1, 8)
+    explained = tm.explain(x, x, x, "released")
+    monkeypatch.undo()
+    forget(cpu)
+    if len(supported) > 1:
+        assert explained.backend == "cpu"
+    else:
+        assert explained.backend == "eager"
+        reason = "not used: not measured on this processor; request it by name"
+        assert explained.others["cpu"] == reason
+
+
 REFUSALS = {
     "float64": (
         dict(dtype=torch.float64),

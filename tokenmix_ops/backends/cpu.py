@@ -62,7 +62,15 @@ def not_preferred(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> str 
     """Why the automatic choice skips the backend for a call that it can compute; None if not."""
     if torch.compiler.is_exporting():
         return "an exported program would need tokenmix_ops to run; request it by name"
+    if not _has_measured_vectors():
+        return "not measured on this processor; request it by name"
     return None
+
+
+@cached_constant
+def _has_measured_vectors() -> bool:
+    """Whether the processor has more than portable vectors, which nobody has timed."""
+    return instruction_sets()[1] != ("portable",)
 
 
 def token_mix_attention(
