@@ -5,6 +5,7 @@ from __future__ import annotations
 from bench.rows import Row
 from bench.targets import Results
 from bench.titles import contender_title
+from tokenmix_ops.backends.cpu import in_words
 
 
 def line(*cells: object) -> str:
@@ -22,9 +23,9 @@ def videos(number: int) -> str:
 def machine(row: Row) -> str:
     threads = f", {row['threads']} threads" if "threads" in row else ""
     if "isa" in row:
-        threads += f", kernel with {row['isa']}"
+        threads += f", kernel with {in_words(row['isa'])}"
     if "forced_isa" in row:
-        threads += f", everybody held to {row['forced_isa']}"
+        threads += f", all contenders limited to {row['forced_isa'].upper()}"
     return (
         f"{row['hardware']}{threads}, PyTorch {row['torch']}, tokenmix_ops {row['tokenmix_ops']} "
         f"at {row['commit']}, {row['date']}"

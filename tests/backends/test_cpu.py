@@ -212,8 +212,13 @@ def test_the_library_says_what_it_uses_and_what_it_was_built_with():
     used, supported = cpu.instruction_sets()
     assert supported[0] == "portable"
     assert used == supported[-1]
-    found = r"(\w+), of portable.*; built with PyTorch \d+\.\d+\.\d+"
-    assert re.fullmatch(found, cpu.description())[1] == used
+    found = r"uses (.+); built with PyTorch \d+\.\d+\.\d+"
+    assert re.fullmatch(found, cpu.description())[1] == cpu.in_words(used)
+
+
+def test_amx_is_said_to_be_for_bfloat16_alone():
+    assert cpu.in_words("amx") == "avx512, and amx for bfloat16"
+    assert cpu.in_words("avx512") == "avx512"
 
 
 @built

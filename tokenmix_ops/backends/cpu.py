@@ -89,9 +89,14 @@ def instruction_sets() -> tuple[str, tuple[str, ...]]:
 
 def description() -> str:
     """One line about a library that is available."""
-    used, supported = instruction_sets()
+    used, _ = instruction_sets()
     built = torch.ops.tokenmix_ops.cpu_torch_of_build()
-    return f"{used}, of {', '.join(supported)}; built with PyTorch {built}"
+    return f"uses {in_words(used)}; built with PyTorch {built}"
+
+
+def in_words(isa: str) -> str:
+    """What the kernel computes with if it uses an instruction set: AMX has no float32 products."""
+    return "avx512, and amx for bfloat16" if isa == "amx" else isa
 
 
 def _after_loading(operator: str) -> Callable[..., Any]:

@@ -46,8 +46,8 @@ def test_explain(capsys):
 
 
 def test_explain_names_the_instruction_set_of_the_cpu_kernel(capsys, monkeypatch):
-    monkeypatch.setattr(backends.cpu, "description", lambda: "fast, of slow, fast")
-    line = "CPU kernel: fast, of slow, fast\n"
+    monkeypatch.setattr(backends.cpu, "description", lambda: "uses fast")
+    line = "CPU kernel: uses fast\n"
     for reason in (None, "not built: no luck"):
         monkeypatch.setattr(backends.cpu, "unavailable", lambda reason=reason: reason)
         out = run(capsys, "explain")[1]
