@@ -363,8 +363,8 @@ def _spare(given: Namespace, file: Path, others: str) -> NoReturn:
 
 
 def _processor(given: Namespace) -> bool:
-    """Whether it is a CPU that is measured; limited to an instruction set if one is given, for which
-    nothing may have imported PyTorch."""
+    """Whether it is a CPU that is measured; limited to an instruction set if one is given, for
+    which nothing may have imported PyTorch."""
     if given.isa:
         if given.device != "cpu":
             stop(given, "--isa is for --device cpu")
