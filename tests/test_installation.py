@@ -309,9 +309,26 @@ def test_after_a_failed_build_nothing_is_remembered(configured):
 
 
 @buildable
+def test_a_pytorch_that_is_too_old_is_refused_with_its_version(installer, unbuilt, tmp_path):
+    cmake, torch = installer["find_cmake"](), tmp_path / "torch"
+    torch.mkdir()
+    for name in ("include", "lib"):
+        (torch / name).symlink_to(installer["find_torch"]() / name)
+    for version in ("none", "2.9.1+cpu"):
+        if version != "none":
+            (torch / "version.py").write_text(f"__version__ = '{version}'\n")
+        command = [cmake, "-S", str(unbuilt), "-B", str(tmp_path / "build")]
+        with pytest.raises(installer["Unbuilt"]) as error:
+            installer["call"]([*command, f"-DTOKENMIX_TORCH={torch}"])
+        assert str(error.value) == (
+            f"expected PyTorch 2.10 or later, with headers, in {torch}, got {version}"
+        )
+
+
+@buildable
 def test_a_tree_of_another_checkout_or_compiler_is_configured_anew(tmp_path):
     project = copied(tmp_path)
-    # Nothing but the bindings' check of PyTorch fails the real one in so short a time.
+    # A project that takes no time to compile.
     (project / "CMakeLists.txt").write_text(
         "cmake_minimum_required(VERSION 3.22)\nproject(small LANGUAGES CXX)\n"
         'file(WRITE "${CMAKE_BINARY_DIR}/libtokenmix_cpu.so" "")\n'
