@@ -33,12 +33,14 @@ def machine(row: Row) -> str:
 
 
 def reasons(results: Results) -> list[str]:
-    """What did not run, by reason, in which shapes."""
+    """What did not run, by reason, in which shapes; in which passes, if it ran in others."""
+    ran = {(row.get("shape"), row.get("contender")) for row in results.rows if "reason" not in row}
     found: dict[str, dict[str, dict[str, None]]] = {}
     for row in results.rows:
         if "reason" in row:
             names = found.setdefault(row["reason"], {"who": {}, "where": {}})
-            names["who"][contender_title(row["contender"])] = None
+            which = f", {row['pass']}" if (row.get("shape"), row["contender"]) in ran else ""
+            names["who"][contender_title(row["contender"]) + which] = None
             names["where"][row.get("shape") or row.get("part") or row["pass"]] = None
     return [
         f"- Not run: {'; '.join(names['who'])} ({'; '.join(names['where'])}): {why}"
