@@ -134,7 +134,8 @@ def about_backend() -> str:
             '"eager" is the same in plain PyTorch.'
         )
     reason = explained.others.get(cpu.name, "").removeprefix("not used: ")
-    return f"Token mixing runs on the backend {explained.backend!r}. No C++ kernel: {reason}."
+    name = repr(explained.backend)
+    return f"Token mixing runs on the backend {name}, not on the C++ kernel: {reason}."
 
 
 def _explained() -> Explanation:
