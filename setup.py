@@ -1,12 +1,13 @@
 """Builds the package: what pyproject.toml declares, and the native library, by CMake.
 
-An installation never fails for want of the native library. Where it cannot be built, the file
-``no_cpu.txt`` in its place says why, for `tokenmix_ops.explain` to repeat.
+An installation never fails because the native library cannot be built: the file ``no_cpu.txt`` in
+its place then says why, for `tokenmix_ops.explain` to repeat.
 """
 
 import os
 import re
 import shutil
+import site
 import subprocess
 import sysconfig
 from importlib.util import find_spec
@@ -28,7 +29,7 @@ class Unbuilt(Exception):
 
 
 class BuildNative(Command):
-    """A part of ``build``: compiles the native library, into the source tree if so told."""
+    """A part of ``build``: compiles the native library, with --inplace into the source tree."""
 
     description = "build the native library with CMake"
     user_options: ClassVar[list] = [
@@ -90,13 +91,22 @@ def compiled():
         raise Unbuilt("PyTorch was not found; reinstall with pip's --no-build-isolation")
     tree = ROOT / "build" / "native"
     options = [f"-DTOKENMIX_TORCH={torch}", "-DTOKENMIX_TESTS=OFF"]
+    configure = [cmake, "-S", str(ROOT), "-B", str(tree), *options]
+    is_used = (tree / "CMakeCache.txt").exists()
     try:
-        call([cmake, "-S", str(ROOT), "-B", str(tree), *options])
+        try:
+            call(configure)
+        except Unbuilt:
+            if not is_used:
+                raise
+            # The tree may remember a compiler that is gone, or a checkout that was moved.
+            shutil.rmtree(tree)
+            call(configure)
+        call([cmake, "--build", str(tree), "--parallel", str(os.cpu_count() or 1)])
     except Unbuilt:
-        # CMake would remember a compiler that failed.
+        # CMake would remember a compiler that failed, whatever CXX says next time.
         shutil.rmtree(tree, ignore_errors=True)
         raise
-    call([cmake, "--build", str(tree), "--parallel", str(os.cpu_count() or 1)])
     return tree
 
 
@@ -114,14 +124,21 @@ def find_torch():
     if spec is not None and spec.origin:
         return Path(spec.origin).parent
     # pip isolates a build in the interpreter that it installs for, where PyTorch may well lie.
-    folder = Path(sysconfig.get_path("platlib"), "torch")
-    return folder if folder.is_dir() else None
+    places = (sysconfig.get_path("platlib"), site.getusersitepackages())
+    return next((folder for place in places if (folder := Path(place, "torch")).is_dir()), None)
 
 
 def call(command):
+    """Runs CMake; raises `Unbuilt` if it fails, with a sentence out of its messages."""
     try:
         done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+            command,
+            # Compilers translate their messages, and `cause` reads English.
+            env={**os.environ, "LC_ALL": "C"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
         )
     except OSError as error:
         raise Unbuilt(f"CMake does not start: {error}") from None

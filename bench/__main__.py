@@ -25,7 +25,6 @@ from bench.arguments import (
 )
 from bench.commands import (
     ARCHIVE,
-    PAGES,
     run_aot,
     run_cache,
     run_compare,
@@ -43,8 +42,8 @@ from bench.commands import (
     run_training,
     run_tune,
     run_world,
-    stop,
 )
+from bench.keeping import PAGES, stop
 
 
 def parser() -> ArgumentParser:

@@ -6,39 +6,46 @@ What a benchmark needs is imported when it runs, so that the others work where t
 from __future__ import annotations
 
 import os
-import sys
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import NoReturn
 
-from bench.rows import Keeper, Row, compare, read_rows, update_rows
+from bench.keeping import (
+    can_write,
+    finish,
+    keep_in,
+    keeper,
+    need_device,
+    prepare_processor,
+    spare,
+    stop,
+)
+from bench.rows import Row, compare, read_rows, update_rows
 
 ARCHIVE = Path("gpu-cache.tar.xz")
-RESULTS, PAGES = Path("results"), (Path("README.md"), Path("results/README.md"))
 
 
 def run_operator(given: Namespace) -> None:
-    on_cpu = _processor(given)
+    on_cpu = prepare_processor(given)
     from bench.floor import measured_ceilings
     from bench.operators import CPU_SHAPES, SHAPES, Shape, flex_fault, operator_rows
     from bench.passes import run_parts
     from tokenmix_ops.peers import KERNELS
     from tokenmix_ops.timing import clock_of
 
-    _need_device(given)
+    need_device(given)
     clock = clock_of(given.device)
     shapes = CPU_SHAPES if on_cpu else SHAPES
     chosen = [shape for shape in shapes if given.shapes is None or shape.name in given.shapes]
     if not chosen:
         stop(given, f"expected shapes among {', '.join(repr(s.name) for s in shapes)}")
     dtypes = tuple(dict.fromkeys(shape.dtype for shape in chosen))
-    keep = _keeper(given, "operator")
+    keep = keeper(given, "operator")
     before = read_rows(keep.path) if keep.path.exists() else []
     if dropped := {row["shape"] for row in before} - {shape.name for shape in chosen}:
-        _spare(given, keep.path, f"shapes: {len(dropped)}")
+        spare(given, keep.path, f"shapes: {len(dropped)}")
     ceilings = {} if on_cpu else measured_ceilings(dtypes, clock, given.device)
 
     def part(shape: Shape) -> list[Row]:
@@ -51,7 +58,7 @@ def run_operator(given: Namespace) -> None:
         )
 
     parts = [(shape.name, partial(part, shape)) for shape in chosen]
-    _finish(given, keep, run_parts(parts, float("inf"), keep))
+    finish(given, keep, run_parts(parts, float("inf"), keep))
 
 
 def in_its_own_process(function: Callable[..., str | None], argument: object) -> str | None:
@@ -66,7 +73,7 @@ def in_its_own_process(function: Callable[..., str | None], argument: object) ->
 
 
 def run_layer(given: Namespace) -> None:
-    on_cpu = _processor(given)
+    on_cpu = prepare_processor(given)
     import torch
 
     from bench.layers import layer_rows
@@ -75,7 +82,7 @@ def run_layer(given: Namespace) -> None:
     from tokenmix_ops.timing import clock_of
 
     batch = given.batch or (2 if on_cpu else 64)
-    keep = _keeper(given, "layer")
+    keep = keeper(given, "layer")
 
     def part() -> list[Row]:
         return layer_rows(
@@ -89,29 +96,29 @@ def run_layer(given: Namespace) -> None:
             rounds=given.rounds,
         )
 
-    _finish(given, keep, run_parts([(f"layer, B = {batch}", part)], float("inf"), keep))
+    finish(given, keep, run_parts([(f"layer, B = {batch}", part)], float("inf"), keep))
 
 
 def run_tower(given: Namespace) -> None:
-    _processor(given)
+    prepare_processor(given)
     from bench.passes import run_parts
     from bench.tower import parts
     from tokenmix_ops.timing import clock_of
 
-    keep = _keeper(given, "tower")
+    keep = keeper(given, "tower")
     named = parts(clock_of(given.device), given.device, given.batches, given.rounds)
-    _finish(given, keep, run_parts(named, float("inf"), keep))
+    finish(given, keep, run_parts(named, float("inf"), keep))
 
 
 def run_host(given: Namespace) -> None:
-    _processor(given)
+    prepare_processor(given)
     from bench.operators import host_rows
     from tokenmix_ops.peers import KERNELS
     from tokenmix_ops.timing import clock_of
 
-    keep = _keeper(given, "host")
+    keep = keeper(given, "host")
     keep(host_rows(clock_of(given.device), given.device, KERNELS[given.device]))
-    _finish(given, keep, [])
+    finish(given, keep, [])
 
 
 def run_lease(given: Namespace) -> None:
@@ -147,9 +154,9 @@ def run_training(given: Namespace) -> None:
     from tokenmix_ops.timing import clock_of
 
     precision = torch.get_float32_matmul_precision()
-    keep = _keeper(given, "training", float32_matmul_precision=precision)
+    keep = keeper(given, "training", float32_matmul_precision=precision)
     named = parts(given.device, SIZES[given.device], clock_of(given.device))
-    _finish(given, keep, run_parts(named, given.seconds, keep))
+    finish(given, keep, run_parts(named, given.seconds, keep))
 
 
 def run_memory(given: Namespace) -> None:
@@ -159,11 +166,11 @@ def run_memory(given: Namespace) -> None:
 
     machine = {k: v for k, v in environment().items() if k not in ("hardware", "threads")}
     facts = {"hardware": "none: fake tensors", **machine}
-    keep = _keep_in(given, "memory-fake", facts)
+    keep = keep_in(given, "memory-fake", facts)
     for run in all_runs():
         keep([memory_row(run, Size())])
         print(f"{run}: {keep.rows[-1]['peak_gib']} GiB", flush=True)
-    _finish(given, keep, [])
+    finish(given, keep, [])
 
 
 def run_rerank(given: Namespace) -> None:
@@ -172,8 +179,8 @@ def run_rerank(given: Namespace) -> None:
     from bench.rerank import rerank_rows
     from tokenmix_ops.timing import device_name
 
-    _need_device(given)
-    keep = _keep_in(given, f"rerank-{device_name(given.device)}", {})
+    need_device(given)
+    keep = keep_in(given, f"rerank-{device_name(given.device)}", {})
     rows = rerank_rows(
         videos=given.videos,
         texts=given.texts,
@@ -185,7 +192,7 @@ def run_rerank(given: Namespace) -> None:
         progress=lambda done: print(f"round {done}", flush=True),
     )
     keep(rows)
-    _finish(given, keep, [])
+    finish(given, keep, [])
 
 
 def run_loading(given: Namespace) -> None:
@@ -193,7 +200,7 @@ def run_loading(given: Namespace) -> None:
 
     from bench.loading import loading_rows
 
-    keep = _keep_in(given, "loading-cpu", {})
+    keep = keep_in(given, "loading-cpu", {})
     if given.names < 12:
         stop(given, f"expected at least 12 for --names, got {given.names}")
     with TemporaryDirectory() as folder:
@@ -205,7 +212,7 @@ def run_loading(given: Namespace) -> None:
             progress=partial(print, flush=True),
         ):
             keep([row])
-    _finish(given, keep, [])
+    finish(given, keep, [])
 
 
 def run_world(given: Namespace) -> None:
@@ -259,11 +266,11 @@ def run_aot(given: Namespace) -> None:
         if failed := sum("error" in row for row in rows):
             stop(given, f"{failed} of {len(rows)} variants do not compile")
         return
-    keep = _keep_in(given, "aot", {})
+    keep = keep_in(given, "aot", {})
     if lost := left_out(keep.path, cases):
-        _spare(given, keep.path, f"kernels: {lost}")
+        spare(given, keep.path, f"kernels: {lost}")
     keep(compile_all(cases, progress))
-    _finish(given, keep, [])
+    finish(given, keep, [])
     if found := problems(keep.rows):
         stop(given, "\n".join(["problems:", *found]))
 
@@ -288,7 +295,7 @@ def run_cache(given: Namespace) -> None:
         given_names = " or ".join(given.calls)
         stop(given, f"no call begins with {given_names}; main, layer, host and smoke are some")
     for folder in (given.folder, archive.parent):
-        if not _can_write(folder):
+        if not can_write(folder):
             stop(given, f"cannot write to the folder {folder}")
     progress = counter("compiled the kernels of {} calls")
     kernels, failed = compile_all(calls, given.folder, progress)
@@ -306,7 +313,7 @@ def run_tune(given: Namespace) -> None:
     from importlib.util import find_spec
 
     given.device = "cuda"
-    _need_device(given)
+    need_device(given)
     if find_spec("triton") is None:
         stop(given, "needs Triton: pip install 'tokenmix_ops[triton]'")
     from bench.tune import tune_this_gpu
@@ -343,80 +350,3 @@ def run_compare(given: Namespace) -> None:
     except (ValueError, OSError) as error:
         stop(given, str(error))
     print(table)
-
-
-def stop(given: Namespace, sentence: str) -> NoReturn:
-    sys.exit(f"bench {given.name}: {sentence}")
-
-
-def _can_write(folder: Path) -> bool:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return False
-    return os.access(folder, os.W_OK)
-
-
-def _spare(given: Namespace, file: Path, others: str) -> NoReturn:
-    """Refuses to replace a file of more than what is measured."""
-    stop(given, f"{file} would lose what this run leaves out ({others}); give another --results")
-
-
-def _processor(given: Namespace) -> bool:
-    """Whether it is a CPU that is measured; held to an instruction set if one is given, for which
-    nothing may have imported PyTorch."""
-    if given.isa:
-        if given.device != "cpu":
-            stop(given, "--isa is for --device cpu")
-        from bench.isa import force
-
-        try:
-            force(given.isa)
-        except RuntimeError as error:
-            stop(given, str(error))
-    return bool(given.device == "cpu")
-
-
-def _need_device(given: Namespace) -> None:
-    from bench.no_gpu import why_no_gpu
-
-    if given.device == "cuda" and (why := why_no_gpu()):
-        stop(given, why)
-
-
-def _keeper(given: Namespace, suite: str, **facts: object) -> Keeper:
-    """Keeps a suite's rows with the facts of this run in a file named after the device."""
-    from tokenmix_ops.timing import device_name, environment
-
-    _need_device(given)
-    device = device_name(given.device)
-    about = {"device": device, **environment(given.device, given.commit), **facts}
-    name = f"{suite}-{device}"
-    if device == "cpu" and "isa" in given:
-        from bench.isa import used
-
-        about["isa"] = used()
-        if given.isa:
-            about["forced_isa"] = given.isa
-            name += f"-{given.isa}"
-    return _keep_in(given, name, {"suite": suite, **about})
-
-
-def _keep_in(given: Namespace, name: str, facts: Row) -> Keeper:
-    if not _can_write(given.results):
-        stop(given, f"cannot write to the folder {given.results}")
-    return Keeper(given.results / f"{name}.jsonl", facts)
-
-
-def _finish(given: Namespace, keep: Keeper, left_out: Sequence[str]) -> None:
-    """Prints the table of what was kept; exit status 1 if something could not be measured."""
-    from bench.render import is_shown
-    from bench.tables import TABLES
-
-    if keep.rows:
-        print(TABLES[given.name](keep.rows))
-        into = is_shown(keep.path, PAGES, RESULTS)
-        hint = "; python -m bench render puts them into the pages" if into else ""
-        print(f"\nrows: {keep.path}{hint}")
-    if left_out:
-        stop(given, f"not measured: {'; '.join(left_out)}")

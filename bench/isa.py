@@ -1,4 +1,4 @@
-"""The instruction set of a CPU, and a narrower one that everybody is held to.
+"""The instruction set of a CPU, and a narrower one that all contenders are limited to.
 
 Imports PyTorch late: it reads its choice from the environment when it is imported.
 """
@@ -19,7 +19,7 @@ VARIABLES = {
         "ONEDNN_MAX_CPU_ISA": "AVX512_CORE",
     },
 }
-"""By the kernel's name of an instruction set: what holds PyTorch, MKL and oneDNN to it, AVX-512
+"""By the kernel's name of an instruction set: what limits PyTorch, MKL and oneDNN to it, AVX-512
 without the later bfloat16 products and tiles."""
 
 

@@ -198,7 +198,7 @@ def race(
 ) -> Race:
     """Times one pass of all contenders in turn, for about so many seconds or for ``rounds``.
 
-    One that fails, for want of memory for example, is left out with its reason. ``begin`` is told
+    One that fails, out of memory for example, is left out with its reason. ``begin`` is told
     who warms up. ``yardsticks`` take turns too.
     """
     found = Race()

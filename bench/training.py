@@ -129,7 +129,7 @@ def about(run: Run, size: Size) -> Row:
 def heat_rows(
     heat: str, runs: Sequence[Run], size: Size, clock: Clock, device: str, seconds: float
 ) -> list[Row]:
-    """Rows of some runs, timed in turn; one that fails, for want of memory, says why.
+    """Rows of some runs, timed in turn; one that runs out of memory says why.
 
     The peak of a run's memory is that of its second update, what the others hold not counted.
     """

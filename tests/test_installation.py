@@ -50,11 +50,12 @@ def unbuilt(tmp_path_factory):
 
 
 HIDING = """
-import runpy, sys, sysconfig
+import runpy, site, sys, sysconfig
 hidden = {hidden}
 sys.modules.update(dict.fromkeys(hidden))
 if "torch" in hidden:
     sysconfig.get_path = lambda name: "/nowhere"
+    site.getusersitepackages = lambda: "/nowhere"
 sys.argv[0] = "setup.py"
 runpy.run_path("setup.py", run_name="__main__")
 """
@@ -248,10 +249,100 @@ def installer(monkeypatch):
 def test_an_isolated_build_finds_the_pytorch_it_installs_for(installer, monkeypatch, tmp_path):
     find_torch = installer["find_torch"]
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path / "prefix"))
+    monkeypatch.setattr("site.getusersitepackages", lambda: str(tmp_path / "user"))
     assert find_torch() is None
-    (tmp_path / "torch").mkdir()
-    assert find_torch() == tmp_path / "torch"
+    for place in ("user", "prefix"):
+        (tmp_path / place / "torch").mkdir(parents=True)
+        assert find_torch() == tmp_path / place / "torch"
+
+
+FAKE_CMAKE = """
+echo "$*, LC_ALL=$LC_ALL" >> {log}
+[ "$1" = -S ] || exit {status}
+if [ -f "$4/broken" ]; then echo "error: stale"; exit 1; fi
+mkdir -p "$4" && touch "$4/CMakeCache.txt"
+"""
+
+
+@pytest.fixture
+def configured(installer, monkeypatch, tmp_path):
+    """Runs `compiled` with a CMake that fails where its tree is broken; returns what it was
+    called with, and whether the tree is there still."""
+
+    def run(status=0, **files):
+        log, tree = tmp_path / "log", tmp_path / "build" / "native"
+        cmake = script(tmp_path, "cmake", FAKE_CMAKE.format(log=log, status=status))
+        tree.mkdir(parents=True)
+        for name, text in files.items():
+            (tree / name.replace("_", ".")).write_text(text)
+        compiled = installer["compiled"]
+        changed = dict(ROOT=tmp_path, find_cmake=lambda: str(cmake), find_torch=lambda: tmp_path)
+        for name, value in changed.items():
+            monkeypatch.setitem(compiled.__globals__, name, value)
+        monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
+        try:
+            compiled()
+            reason = None
+        except installer["Unbuilt"] as error:
+            reason = str(error)
+        calls = log.read_text().splitlines()
+        assert all(call.endswith("LC_ALL=C") for call in calls)
+        return [call.split()[0] for call in calls], reason, tree.exists()
+
+    return run
+
+
+def test_a_tree_that_is_stale_is_configured_anew(configured):
+    calls, reason, _ = configured(broken="", CMakeCache_txt="")
+    assert calls == ["-S", "-S", "--build"]
+    assert reason is None
+
+
+def test_a_fresh_tree_is_configured_once(configured):
+    assert configured(broken="") == (["-S"], "error: stale", False)
+
+
+def test_after_a_failed_build_nothing_is_remembered(configured):
+    found = configured(status=1)
+    assert found == (["-S", "--build"], "the build ended without a word", False)
+
+
+@buildable
+def test_a_pytorch_that_is_too_old_is_refused_with_its_version(installer, unbuilt, tmp_path):
+    cmake, torch = installer["find_cmake"](), tmp_path / "torch"
+    torch.mkdir()
+    for name in ("include", "lib"):
+        (torch / name).symlink_to(installer["find_torch"]() / name)
+    for version in ("none", "2.9.1+cpu"):
+        if version != "none":
+            (torch / "version.py").write_text(f"__version__ = '{version}'\n")
+        command = [cmake, "-S", str(unbuilt), "-B", str(tmp_path / "build")]
+        with pytest.raises(installer["Unbuilt"]) as error:
+            installer["call"]([*command, f"-DTOKENMIX_TORCH={torch}"])
+        assert str(error.value) == (
+            f"expected PyTorch 2.10 or later, with headers, in {torch}, got {version}"
+        )
+
+
+@buildable
+def test_a_tree_of_another_checkout_or_compiler_is_configured_anew(tmp_path):
+    project = copied(tmp_path)
+    # A project that takes no time to compile.
+    (project / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.22)\nproject(small LANGUAGES CXX)\n"
+        'file(WRITE "${CMAKE_BINARY_DIR}/libtokenmix_cpu.so" "")\n'
+    )
+    compiler = tmp_path / "passing-c++"
+    compiler.symlink_to(COMPILER)
+    first = set_up(project, "-q", "build_native", "--strict", CXX=str(compiler))
+    assert first.returncode == 0, first.stderr
+    compiler.unlink()
+    without = set_up(project, "-q", "build_native", "--strict")
+    assert without.returncode == 0, without.stderr
+    moved = project.rename(tmp_path / "moved")
+    done = set_up(moved, "-q", "build_native", "--strict")
+    assert done.returncode == 0, done.stderr
 
 
 CAUSES = {

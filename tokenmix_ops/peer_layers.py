@@ -130,11 +130,12 @@ def about_backend() -> str:
     if explained.backend == cpu.name:
         isa, _ = cpu.instruction_sets()
         return (
-            f'Token mixing runs on the C++ kernel for CPUs ({isa}); "eager" is the same in plain '
-            "PyTorch."
+            f"Token mixing runs on the C++ kernel for CPUs ({cpu.in_words(isa)}); "
+            '"eager" is the same in plain PyTorch.'
         )
     reason = explained.others.get(cpu.name, "").removeprefix("not used: ")
-    return f"Token mixing runs on the backend {explained.backend!r}. No C++ kernel: {reason}."
+    name = repr(explained.backend)
+    return f"Token mixing runs on the backend {name}, not on the C++ kernel: {reason}."
 
 
 def _explained() -> Explanation:

@@ -212,14 +212,36 @@ def test_the_library_says_what_it_uses_and_what_it_was_built_with():
     used, supported = cpu.instruction_sets()
     assert supported[0] == "portable"
     assert used == supported[-1]
-    found = r"(\w+), of portable.*; built with PyTorch \d+\.\d+\.\d+"
-    assert re.fullmatch(found, cpu.description())[1] == used
+    found = r"uses (.+); built with PyTorch \d+\.\d+\.\d+"
+    assert re.fullmatch(found, cpu.description())[1] == cpu.in_words(used)
+
+
+def test_amx_is_said_to_be_for_bfloat16_alone():
+    assert cpu.in_words("amx") == "avx512, and amx for bfloat16"
+    assert cpu.in_words("avx512") == "avx512"
 
 
 @built
 def test_an_instruction_set_that_is_not_there_is_refused():
     with pytest.raises(RuntimeError, match=r"expected an instruction set .* got sse9"):
         OPERATORS.cpu_force_isa("sse9")
+
+
+@built
+@pytest.mark.parametrize("supported", [("portable",), ("portable", "avx2")])
+def test_without_vectors_that_were_timed_the_kernel_has_to_be_requested(monkeypatch, supported):
+    monkeypatch.setattr(cpu, "instruction_sets", lambda: (supported[-1], supported))
+    forget(cpu)
+    x = torch.ones(1, 2, 5, 1, 8)
+    explained = tm.explain(x, x, x, "released")
+    monkeypatch.undo()
+    forget(cpu)
+    if len(supported) > 1:
+        assert explained.backend == "cpu"
+    else:
+        assert explained.backend == "eager"
+        reason = "not used: not measured on this processor; request it by name"
+        assert explained.others["cpu"] == reason
 
 
 REFUSALS = {
@@ -246,10 +268,11 @@ def test_what_it_cannot_compute_has_its_reason(wrong):
 
 
 @built
-def test_it_is_the_default_on_a_cpu():
+def test_it_is_the_default_where_it_has_vectors_of_x86():
+    default = "cpu" if len(cpu.instruction_sets()[1]) > 1 else "eager"
     for mixing in MIXINGS:
         case = Case(mixing)
-        assert tm.explain(*case.inputs(torch.float32), case.plan).backend == "cpu"
+        assert tm.explain(*case.inputs(torch.float32), case.plan).backend == default
 
 
 @pytest.mark.interfaces

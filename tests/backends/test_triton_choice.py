@@ -84,7 +84,7 @@ def test_a_measured_gpu_takes_triton_for_what_was_measured(explained, dtype, hea
     explanation = explained(dtype=dtype, head_dim=head_dim, measured=measured)
     assert explanation.backend == chosen
     assert explanation.because == (
-        "measured to be the fastest"
+        "the first in the automatic order that suits the call"
         if chosen == "triton"
         else "the default where nothing faster is measured"
     )

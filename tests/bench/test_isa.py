@@ -21,7 +21,7 @@ print(torch.backends.cpu.get_cpu_capability(), isa.used())
 
 
 @pytest.mark.parametrize("name", isa.VARIABLES)
-def test_everybody_is_held_to_it(name):
+def test_all_contenders_are_limited_to_it(name):
     if name.upper() not in ("AVX2", torch.backends.cpu.get_cpu_capability()):
         pytest.skip(f"this processor has no {name}")
     if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):

@@ -40,7 +40,7 @@ class Backend(Protocol):
 BACKENDS: dict[str, Backend] = {
     module.name: cast(Backend, module) for module in (triton, cpu, eager)
 }
-"""In the order of the automatic choice: the fastest first, the one that always works last."""
+"""In the order of the automatic choice; the one that always works is last."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def explain(
     elif chosen == list(BACKENDS)[-1]:
         because = "the default where nothing faster is measured"
     else:
-        because = "measured to be the fastest"
+        because = "the first in the automatic order that suits the call"
     others = {}
     for name in BACKENDS:
         if name != chosen:

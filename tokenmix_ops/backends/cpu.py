@@ -62,7 +62,15 @@ def not_preferred(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> str 
     """Why the automatic choice skips the backend for a call that it can compute; None if not."""
     if torch.compiler.is_exporting():
         return "an exported program would need tokenmix_ops to run; request it by name"
+    if not _has_measured_vectors():
+        return "not measured on this processor; request it by name"
     return None
+
+
+@cached_constant
+def _has_measured_vectors() -> bool:
+    """Whether the processor has more than portable vectors, which nobody has timed."""
+    return instruction_sets()[1] != ("portable",)
 
 
 def token_mix_attention(
@@ -81,9 +89,14 @@ def instruction_sets() -> tuple[str, tuple[str, ...]]:
 
 def description() -> str:
     """One line about a library that is available."""
-    used, supported = instruction_sets()
+    used, _ = instruction_sets()
     built = torch.ops.tokenmix_ops.cpu_torch_of_build()
-    return f"{used}, of {', '.join(supported)}; built with PyTorch {built}"
+    return f"uses {in_words(used)}; built with PyTorch {built}"
+
+
+def in_words(isa: str) -> str:
+    """What the kernel computes with if it uses an instruction set: AMX has no float32 products."""
+    return "avx512, and amx for bfloat16" if isa == "amx" else isa
 
 
 def _after_loading(operator: str) -> Callable[..., Any]:

@@ -78,7 +78,7 @@ def test_other_files_of_the_same_machine_have_a_table_of_their_own(folder):
     write_rows(
         folder / "operator-cpu-avx2.jsonl", [row("main", "forward", "cpu", 1.0, forced_isa="avx2")]
     )
-    assert "everybody held to avx2" in cpu_table(folder, "cpu-avx2")
+    assert "all contenders limited to AVX2" in cpu_table(folder, "cpu-avx2")
 
 
 def test_no_table_is_of_two_machines(folder):

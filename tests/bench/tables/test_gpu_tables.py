@@ -93,3 +93,11 @@ def test_the_operator_table_has_a_column_for_each_contender_that_ran(rows):
     assert table[0].startswith("| shape | pass | tokenmix_ops, Triton | naive gather")
     assert table[2].startswith("| main | forward | 0.1 | 2 | 0.14 | 0.16 |")
     assert table[-1] == "- Not run: gather + SDPA, cuDNN (main): no engine for it"
+
+
+def test_what_ran_in_one_pass_is_said_to_have_failed_in_the_other(rows):
+    timed = [row for row in rows if row["part"] == "operator"]
+    timed.append(made_up("main", "backward", "flex", [], reason="no gradients"))
+    assert operator_table(timed).splitlines()[-1] == (
+        "- Not run: gather + FlexAttention, compiled, backward (main): no gradients"
+    )
