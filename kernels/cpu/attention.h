@@ -27,7 +27,9 @@ struct Strided {
   int64_t batch, frame, token, head;
 };
 
-// head_dim is 1 to 256; num_keys at least 1.
+inline constexpr int max_head_dim = 256;
+
+// head_dim is 1 to max_head_dim; num_keys at least 1.
 struct Problem {
   Storage storage;
   int64_t batch, num_frames, num_queries, num_heads, head_dim;
