@@ -30,6 +30,7 @@ inline void store(float* to, Vec x) { std::memcpy(to, &x, sizeof x); }
 inline Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
 // b if either is NaN.
 inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
+inline Vec min(Vec a, Vec b) { return a < b ? a : b; }
 inline float sum_of(Vec x) { return (x[0] + x[2]) + (x[1] + x[3]); }
 inline float max_of(Vec x) {
   const Vec pairs = max(x, Vec{x[2], x[3], x[0], x[1]});

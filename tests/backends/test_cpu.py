@@ -106,6 +106,25 @@ def test_a_thousand_shapes_agree_with_float64(case, dtype, scale, isa):
 
 
 @built
+@pytest.mark.parametrize("gain", [1.0, 0.7], ids=["no gain", "gain"])
+@pytest.mark.parametrize("size", [1e5, 1e6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_huge_logits_choose_the_largest(dtype, size, gain, isa):
+    # Where the rounding of a logit alone is worth more than an exponential can hold.
+    mixing = tm.Mixing.joint(cross_frame_gain=gain)
+    case = Case(mixing, batch=1, num_frames=8, num_tokens=99, num_heads=2, head_dim=64)
+    query, key, value = (t.detach() for t in case.inputs(dtype))
+    inputs = [t.requires_grad_() for t in (query * size, key * size, value)]
+    grad = some_output_grad(inputs[0])
+    results = output_and_gradients(compute(case, "cpu"), inputs, grad)
+    for name, result in results.items():
+        assert result.isfinite().all(), name
+    wide = [t.detach().double() for t in inputs]
+    expected = compute(case, "eager")(*wide)
+    assert torch.allclose(results["output"].double(), expected, rtol=1e-2, atol=1e-2)
+
+
+@built
 @pytest.mark.parametrize("mixing", MIXINGS, ids=repr)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_any_number_of_threads_gives_the_same_bits(mixing, dtype, isa, threads):
