@@ -385,6 +385,23 @@ def test_without_the_library_the_operators_say_why():
     assert b"RuntimeError: tokenmix_ops::cpu_fwd cannot run: no luck" in done.stderr
 
 
+LAYOUTS = {
+    "sparse": (torch.Tensor.to_sparse, "needs dense tensors, got torch.sparse_coo"),
+    "mkldnn": (torch.Tensor.to_mkldnn, "needs dense tensors, got torch._mkldnn"),
+    "elsewhere": (lambda t: t.to("meta"), "needs tensors on a CPU, got meta"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_tensors_that_the_library_has_nothing_for_are_refused(layout):
+    change, message = LAYOUTS[layout]
+    arguments = operands(Case(tm.Mixing.released()))
+    arguments[:3] = [change(t) for t in arguments[:3]]
+    call = cpu._after_loading("cpu_fwd") if layout == "elsewhere" else OPERATORS.cpu_fwd
+    with pytest.raises(RuntimeError, match=message):
+        call(*arguments)
+
+
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
     """A folder in which the library is looked for."""
