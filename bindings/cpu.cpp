@@ -11,8 +11,11 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <exception>
 #include <initializer_list>
 #include <iterator>
+#include <mutex>
+#include <new>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -34,11 +37,52 @@ std::atomic<cpu::Isa>& isa_in_use() {
   return isa;
 }
 
+// A loop's body, and the first exception of any thread, whose type PyTorch would not pass on.
+struct Job {
+  void (*body)(int64_t begin, int64_t end, void* context);
+  void* context;
+  std::mutex mutex;
+  std::exception_ptr failure;
+
+  void run(int64_t begin, int64_t end) {
+    try {
+      body(begin, end, context);
+    } catch (...) {
+      const std::lock_guard lock(mutex);
+      if (!failure) failure = std::current_exception();
+    }
+  }
+};
+
 cpu::Threads threads() {
   return {torch::stable::get_num_threads(),
           [](int64_t num_tasks, void (*body)(int64_t, int64_t, void*), void* context) {
-            TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, num_tasks, 1, body, context));
+            Job job{body, context, {}, {}};
+            const auto run = [](int64_t begin, int64_t end, void* of) {
+              static_cast<Job*>(of)->run(begin, end);
+            };
+            TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, num_tasks, 1, run, &job));
+            if (job.failure) std::rethrow_exception(job.failure);
           }};
+}
+
+template <class Call>
+void compute(Call call) {
+  try {
+    call();
+  } catch (const std::bad_alloc&) {
+    STD_TORCH_CHECK(false, "the CPU kernel ran out of memory for its working buffers");
+  }
+}
+
+// As in "Float [2, 4, 10, 3, 16]".
+std::string described(const Tensor& tensor) {
+  std::string text = torch::headeronly::toString(tensor.scalar_type());
+  text += " [";
+  for (int64_t i = 0; i < tensor.dim(); ++i) {
+    text += (i > 0 ? ", " : "") + std::to_string(tensor.size(i));
+  }
+  return text + "]";
 }
 
 cpu::Storage storage_of(const Tensor& tensor) {
@@ -50,7 +94,8 @@ cpu::Storage storage_of(const Tensor& tensor) {
     case ScalarType::Half:
       return cpu::Storage::float16;
     default:
-      STD_TORCH_CHECK(false, "query must be float32, bfloat16 or float16");
+      STD_TORCH_CHECK(false, "query must be float32, bfloat16 or float16, got ",
+                      described(tensor));
   }
 }
 
@@ -68,17 +113,29 @@ cpu::Strided strided(const Tensor& tensor) {
           strides[has_frames ? 3 : 2]};
 }
 
-void check_like(const char* name, const Tensor& tensor, const Tensor& other) {
+void check_like(const char* name, const Tensor& tensor, const char* other_name,
+                const Tensor& other) {
   bool same = tensor.dim() == other.dim() && tensor.scalar_type() == other.scalar_type();
   for (int64_t i = 0; same && i < tensor.dim(); ++i) same = tensor.size(i) == other.size(i);
-  STD_TORCH_CHECK(same, name, " has another shape or dtype than its counterpart");
+  STD_TORCH_CHECK(same, name, " must have the shape and dtype of ", other_name, ", ",
+                  described(other), ", got ", described(tensor));
 }
 
 const int32_t* table(const char* name, const Tensor& tensor, int64_t num_rows, int64_t num_keys) {
   STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Int && tensor.is_contiguous() &&
                       tensor.dim() == 2 && tensor.size(0) >= num_rows && tensor.size(1) == num_keys,
-                  name, " must be contiguous int32 [num_rows, num_keys]");
+                  name, " must be contiguous int32 [at least ", num_rows, ", ", num_keys, "], got ",
+                  described(tensor), tensor.is_contiguous() ? "" : ", not contiguous");
   return tensor.const_data_ptr<int32_t>();
+}
+
+// The kernel reads and writes wherever an index points.
+void check_indices(const int32_t* index, int64_t count, int64_t num_tokens) {
+  const int32_t* wrong = std::find_if(index, index + count, [&](int32_t token) {
+    return token < 0 || token >= num_tokens;
+  });
+  STD_TORCH_CHECK(wrong == index + count, "key_index must name tokens 0 <= i < ", num_tokens,
+                  ", got ", *wrong);
 }
 
 cpu::Problem problem_of(const Tensor& query, const Tensor& key, const Tensor& value,
@@ -87,12 +144,20 @@ cpu::Problem problem_of(const Tensor& query, const Tensor& key, const Tensor& va
                         double scale) {
   const bool selected = key.dim() == 4;
   STD_TORCH_CHECK(query.dim() == 5 && (selected || key.dim() == 5),
-                  "query must have 5 dimensions, key and value 5 or 4");
-  check_like("value", value, key);
+                  "query must have 5 dimensions, key and value 5 or 4, got query ", described(query),
+                  " and key ", described(key));
+  check_like("value", value, "key", key);
   STD_TORCH_CHECK(key.scalar_type() == query.scalar_type() && key.size(0) == query.size(0) &&
                       key.size(-2) == query.size(3) && key.size(-1) == query.size(4),
-                  "key must have the dtype, batch, num_heads and head_dim of query");
-  STD_TORCH_CHECK(!row_dim || *row_dim == 1 || *row_dim == 2, "row_dim must be None, 1 or 2");
+                  "key must have the dtype, batch, num_heads and head_dim of query, ",
+                  described(query), ", got ", described(key));
+  STD_TORCH_CHECK(!row_dim || *row_dim == 1 || *row_dim == 2, "row_dim must be None, 1 or 2, got ",
+                  row_dim.value_or(0));
+  STD_TORCH_CHECK(query.size(4) >= 1 && query.size(4) <= cpu::max_head_dim,
+                  "head_dim must be 1 to ", cpu::max_head_dim, ", got ", query.size(4));
+  STD_TORCH_CHECK(key_index.dim() == 2 && key_index.size(1) >= 1,
+                  "key_index must have two dimensions and at least one key slot, got ",
+                  described(key_index));
 
   cpu::Problem problem{};
   problem.storage = storage_of(query);
@@ -104,19 +169,22 @@ cpu::Problem problem_of(const Tensor& query, const Tensor& key, const Tensor& va
   problem.row_of = !row_dim         ? cpu::RowOf::video
                    : *row_dim == 1 ? cpu::RowOf::frame
                                    : cpu::RowOf::token;
-  const int64_t least_rows = row_dim ? query.size(*row_dim) : 1;
-  problem.num_rows = key_index.size(0);
-  problem.num_keys = key_index.size(-1);
-  const int32_t* index = table("key_index", key_index, least_rows, problem.num_keys);
-  const int32_t* frame = table("key_frame", key_frame, least_rows, problem.num_keys);
+  // The tables may have more: those of queries that are not there.
+  problem.num_rows = row_dim ? query.size(*row_dim) : 1;
+  problem.num_keys = key_index.size(1);
+  const int32_t* index = table("key_index", key_index, problem.num_rows, problem.num_keys);
+  const int32_t* frame = table("key_frame", key_frame, problem.num_rows, problem.num_keys);
   problem.key_frame = cross_frame_gain == 1.0 ? nullptr : frame;
   if (selected) {
     STD_TORCH_CHECK(!row_dim && key.size(1) == problem.num_keys,
-                    "selected keys must be those of the one row of key_index");
+                    "selected keys must be those of the one row of key_index, ", problem.num_keys,
+                    ", got ", key.size(1));
     problem.num_tokens = problem.num_keys;
     problem.num_key_frames = 1;
   } else {
-    STD_TORCH_CHECK(key.size(2) == num_tokens, "key must have num_tokens tokens a frame");
+    STD_TORCH_CHECK(key.size(2) == num_tokens, "key must have num_tokens tokens a frame, ", num_tokens,
+                    ", got ", key.size(2));
+    check_indices(index, problem.num_rows * problem.num_keys, key.size(1) * num_tokens);
     problem.num_tokens = num_tokens;
     problem.num_key_frames = key.size(1);
     problem.key_index = index;
@@ -169,9 +237,11 @@ std::tuple<Tensor, Tensor> forward(const Tensor& query, const Tensor& key, const
   Tensor lse = empty({problem.batch, problem.num_heads, problem.num_frames, problem.num_queries},
                      aoti_torch_dtype_float32());
   if (problem.batch > 0) {
-    cpu::forward({problem, strided(q), strided(k), strided(v), strided(output),
-                  lse.mutable_data_ptr<float>()},
-                 threads(), isa_in_use());
+    compute([&] {
+      cpu::forward({problem, strided(q), strided(k), strided(v), strided(output),
+                    lse.mutable_data_ptr<float>()},
+                   threads(), isa_in_use());
+    });
   }
   return {output, lse};
 }
@@ -187,19 +257,21 @@ std::tuple<Tensor, Tensor, Tensor> backward(
   const Tensor sums = lse.is_contiguous() ? lse : torch::stable::contiguous(lse);
   const cpu::Problem problem =
       problem_of(q, k, v, key_index, key_frame, row_dim, num_tokens, cross_frame_gain, scale);
-  check_like("output", o, q);
-  check_like("output_grad", o_grad, q);
+  check_like("output", o, "query", q);
+  check_like("output_grad", o_grad, "query", q);
   STD_TORCH_CHECK(sums.numel() == problem.batch * problem.num_heads * problem.num_frames *
                                       problem.num_queries,
-                  "lse must be [batch, num_heads, num_frames, num_queries]");
+                  "lse must be [batch, num_heads, num_frames, num_queries], got ", described(lse));
   Tensor query_grad = empty_like_query(query);
   Tensor key_grad = empty_gradient(key);
   Tensor value_grad = empty_gradient(value);
   if (problem.batch > 0) {
-    cpu::backward({problem, strided(o_grad), strided(q), strided(k), strided(v), strided(o),
-                   sums.const_data_ptr<float>(), strided(query_grad), strided(key_grad),
-                   strided(value_grad)},
-                  threads(), isa_in_use());
+    compute([&] {
+      cpu::backward({problem, strided(o_grad), strided(q), strided(k), strided(v), strided(o),
+                     sums.const_data_ptr<float>(), strided(query_grad), strided(key_grad),
+                     strided(value_grad)},
+                    threads(), isa_in_use());
+    });
   }
   return {query_grad, key_grad, value_grad};
 }

@@ -6,9 +6,9 @@
 //   gain(t, j)  = 1 if key_frame[r, j] is t or -1, else cross_frame_gain
 //   output[t,s] = sum_j softmax(logit)_j * value[key_index[r, j]]
 //
-// All arithmetic is float32, whatever the storage type; with amx, what enters the products of
-// bfloat16 tensors is rounded to bfloat16. Results are the same bits for any number of
-// threads. Source: Token Mixing (AAAI 2023), Eq. 8.
+// All arithmetic is float32, whatever the storage type, except in the forward pass of bfloat16
+// tensors with amx: its softmax weights are rounded to bfloat16, and subnormals count as zero.
+// Results are the same bits for any number of threads. Source: Token Mixing (AAAI 2023), Eq. 8.
 #pragma once
 
 #include <cstdint>
@@ -27,7 +27,9 @@ struct Strided {
   int64_t batch, frame, token, head;
 };
 
-// head_dim is 1 to 256; num_keys at least 1.
+inline constexpr int max_head_dim = 256;
+
+// head_dim is 1 to max_head_dim; num_keys at least 1.
 struct Problem {
   Storage storage;
   int64_t batch, num_frames, num_queries, num_heads, head_dim;

@@ -227,7 +227,9 @@ class BackwardPass {
     for (int64_t i = 0; i < vectors * width; i += width) {
       const Vec logit = load(weights + i);
       const Vec gain = gained ? load(gains + i) : broadcast(1);
-      const Vec weight = exp2(gained ? fma(logit, gain, shift) : logit + shift);
+      const Vec exponent = gained ? fma(logit, gain, shift) : logit + shift;
+      // No weight is above 1, whatever the rounding of huge logits; NaN stays.
+      const Vec weight = exp2(min(broadcast(0), exponent));
       const Vec grad = weight * (load(grads + i) - means);
       store(weights + i, weight);
       store(grads + i, gained ? grad * gain : grad);

@@ -150,7 +150,7 @@ class ForwardPass {
     for (int64_t i = 0; i < count; ++i) {
       float* row_logits = logits + i * stride;
       for (int64_t j = num_keys; j < vectors * width; ++j) row_logits[j] = -__builtin_inff();
-      const float max = max_logit<factors>(row_logits, factors_of(place), vectors);
+      const float max = scale_logits<factors>(row_logits, factors_of(place), vectors);
       new_maxima[i] = slot > 0 && max < maxima[i] ? maxima[i] : max;
       place = row.next(place);
     }
@@ -163,8 +163,7 @@ class ForwardPass {
       const float max = new_maxima[i];
       float* row_logits = logits + i * stride;
       auto* weights = reinterpret_cast<typename Products::Weight*>(row_logits);
-      const float sum =
-          exponentiate<factors>(row_logits, factors_of(place), max, vectors, weights);
+      const float sum = exponentiate(row_logits, max, vectors, weights);
       products_.pad_weights(vectors, weights);
       if (slot > 0) {
         const float shrink = __builtin_exp2f(maxima[i] - max);

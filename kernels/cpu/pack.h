@@ -102,7 +102,7 @@ void prefetch_row(Storage storage, const Strided& tensor, int64_t offset, int64_
   for (uintptr_t line = begin / cache_line * cache_line; line < end; line += cache_line) {
     __builtin_prefetch(reinterpret_cast<const void*>(line), access == Access::write, 2);
   }
-  // GCC takes a function of prefetches alone for one without effect, and drops its calls.
+  // GCC considers a function that only prefetches to have no effect and drops calls to it.
   asm volatile("");
 }
 

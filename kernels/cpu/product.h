@@ -3,11 +3,12 @@
 
 #include <cstdint>
 
+#include "attention.h"
+
 namespace tokenmix::cpu {
 namespace {
 
 constexpr int panel_width = 2 * width;  // columns of a register tile
-constexpr int max_head_dim = 256;
 
 // A matrix whose columns are cut into panels: row k of panel p is panel_width floats at
 // data + p * panel_stride + k * row_stride.

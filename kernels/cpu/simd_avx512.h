@@ -22,7 +22,9 @@ inline Vec broadcast(float x) { return _mm512_set1_ps(x); }
 inline Vec load(const float* from) { return _mm512_loadu_ps(from); }
 inline void store(float* to, Vec x) { _mm512_storeu_ps(to, x); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+// b if either is NaN.
 inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+inline Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
 inline float sum_of(Vec x) { return _mm512_reduce_add_ps(x); }
 inline float max_of(Vec x) { return _mm512_reduce_max_ps(x); }
 

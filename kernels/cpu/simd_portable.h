@@ -30,15 +30,16 @@ inline void store(float* to, Vec x) { std::memcpy(to, &x, sizeof x); }
 inline Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
 // b if either is NaN.
 inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
+inline Vec min(Vec a, Vec b) { return a < b ? a : b; }
 inline float sum_of(Vec x) { return (x[0] + x[2]) + (x[1] + x[3]); }
 inline float max_of(Vec x) {
-  const Vec pairs = max(x, __builtin_shufflevector(x, x, 2, 3, 0, 1));
+  const Vec pairs = max(x, Vec{x[2], x[3], x[0], x[1]});
   return pairs[0] > pairs[1] ? pairs[0] : pairs[1];
 }
 
 // Elements of a's lower (upper) half and b's in turn.
-inline Vec zip_low(Vec a, Vec b) { return __builtin_shufflevector(a, b, 0, 4, 1, 5); }
-inline Vec zip_high(Vec a, Vec b) { return __builtin_shufflevector(a, b, 2, 6, 3, 7); }
+inline Vec zip_low(Vec a, Vec b) { return Vec{a[0], b[0], a[1], b[1]}; }
+inline Vec zip_high(Vec a, Vec b) { return Vec{a[2], b[2], a[3], b[3]}; }
 
 // x = whole + fraction, |fraction| <= 1/2; whole in the lowest bits, as the sum with 1.5 * 2**23.
 // Clamped to where the power is 0 or infinite; NaN stays.

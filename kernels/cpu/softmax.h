@@ -18,12 +18,18 @@ Vec factor_of(const float* factors, int64_t i) {
   return kind == Factors::each ? load(factors + i * width) : broadcast(*factors);
 }
 
-// The largest logit, but finite if all are -inf: their weights are then 0, not NaN.
+// Multiplies the logits where they are, and returns the largest, but a finite number if all are
+// -inf: their weights are then 0, not NaN. The exponentials need the very products that are
+// compared here: one that is rounded otherwise could exceed the maximum by more than 128.
 template <Factors kind>
-float max_logit(const float* logits, const float* factors, int64_t vectors) {
+float scale_logits(float* logits, const float* factors, int64_t vectors) {
   const auto at = [&](int64_t i) {
-    const Vec logit = load(logits + i * width);
-    return kind == Factors::none ? logit : logit * factor_of<kind>(factors, i);
+    Vec logit = load(logits + i * width);
+    if (kind != Factors::none) {
+      logit = logit * factor_of<kind>(factors, i);
+      store(logits + i * width, logit);
+    }
+    return logit;
   };
   // Two chains, since one would be as slow as its latencies.
   Vec even = broadcast(lowest), odd = even;
@@ -36,17 +42,13 @@ float max_logit(const float* logits, const float* factors, int64_t vectors) {
   return max_of(max(even, odd));
 }
 
-// Writes 2**(factor * logit - max) to `weights`, which may lie where the logits do, and returns
-// the sum, of weights before they are rounded.
-template <Factors kind, class Weight>
-float exponentiate(const float* logits, const float* factors, float max, int64_t vectors,
-                   Weight* weights) {
+// Writes 2**(logit - max) to `weights`, which may lie where the logits do, and returns the sum, of
+// weights before they are rounded.
+template <class Weight>
+float exponentiate(const float* logits, float max, int64_t vectors, Weight* weights) {
   const Vec shift = broadcast(-max);
   const auto at = [&](int64_t i) {
-    const Vec logit = load(logits + i * width);
-    const Vec weight = exp2(kind == Factors::none
-                                ? logit + shift
-                                : fma(logit, factor_of<kind>(factors, i), shift));
+    const Vec weight = exp2(load(logits + i * width) + shift);
     store(weights + i * width, weight);
     return weight;
   };

@@ -20,8 +20,8 @@ inline void store(TileWeight* to, Vec x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh(x));
 }
 
-// Queries are multiplied as they are, but for the sign of the scale; its size is a factor of the
-// logits. Weights are rounded to bfloat16 before the second product.
+// Queries are multiplied as they are, except that the scale's sign is applied to the queries; its
+// magnitude multiplies the logits. Weights are rounded to bfloat16 before the second product.
 class TileProducts {
  public:
   static constexpr int64_t block = 2 * tile_side;  // queries
@@ -63,7 +63,7 @@ class TileProducts {
     copy(call_.query, offset, query_size() * 2, query);
     if (scale_ > 0) return;
     for (int64_t d = 0; d < problem_.head_dim; ++d) {
-      query[d].bits = scale_ == 0 ? 0 : query[d].bits ^ 0x8000;
+      query[d].bits = scale_ == 0 ? times_zero(query[d].bits) : query[d].bits ^ 0x8000;
     }
   }
 
@@ -91,6 +91,11 @@ class TileProducts {
   }
 
  private:
+  // Of NaN and infinity NaN, as in any other arithmetic.
+  static uint16_t times_zero(uint16_t bits) {
+    return (bits & 0x7f80) == 0x7f80 ? 0x7fc0 : 0;
+  }
+
   // Pads with zeros to `padded` elements.
   void copy(const Strided& from, int64_t offset, int64_t padded, Bfloat16* to) const {
     const auto* row = static_cast<const Bfloat16*>(from.data) + offset;

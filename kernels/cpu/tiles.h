@@ -2,7 +2,7 @@
 // the vectors of AVX-512 first.
 //
 // The right factor lies in tiles of 16 rows, each of 16 columns, of pairs of the elements that are
-// summed over: 32 terms of 16 sums. The processor takes subnormal numbers for zero.
+// summed over: 32 terms of 16 sums. The processor treats subnormals as zero.
 #pragma once
 
 #include <immintrin.h>
@@ -12,8 +12,8 @@
 namespace tokenmix::cpu {
 namespace {
 
-constexpr int64_t tile_side = 16;              // rows, and columns of sums
-constexpr int64_t tile_depth = 32;             // terms of a sum
+constexpr int64_t tile_side = 16;                      // rows, and columns of sums
+constexpr int64_t tile_depth = 32;                     // terms of a sum
 constexpr int64_t tile_size = tile_side * tile_depth;  // elements
 
 // While one exists, this thread may use tiles.
@@ -29,7 +29,8 @@ class Tiles {
       shapes.row_bytes[i] = 64;
       shapes.rows[i] = tile_side;
     }
-    _tile_loadconfig(&shapes);
+    // GCC 12's intrinsic names eight bytes alone as read.
+    asm volatile("ldtilecfg %0" ::"m"(shapes));
   }
   ~Tiles() { _tile_release(); }
   Tiles(const Tiles&) = delete;
@@ -49,7 +50,7 @@ void tile_product(int64_t steps, const Bfloat16* left, int64_t left_stride, cons
   const int64_t left_bytes = left_stride * 2, to_bytes = to_stride * 4;
   float* lower = to + tile_side * to_stride;
   const Bfloat16* lower_left = left + tile_side * left_stride;
-  // GCC 12 takes tile loads for independent of memory.
+  // GCC 12 assumes that tile loads do not read memory.
   asm volatile("" ::: "memory");
   // Tiles 0 to 3 hold the sums, 4 and 5 the left factor, 6 and 7 the right one.
   if constexpr (add) {

@@ -106,6 +106,25 @@ def test_a_thousand_shapes_agree_with_float64(case, dtype, scale, isa):
 
 
 @built
+@pytest.mark.parametrize("gain", [1.0, 0.7], ids=["no gain", "gain"])
+@pytest.mark.parametrize("size", [1e5, 1e6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_huge_logits_choose_the_largest(dtype, size, gain, isa):
+    # Where the rounding of a logit alone is worth more than an exponential can hold.
+    mixing = tm.Mixing.joint(cross_frame_gain=gain)
+    case = Case(mixing, batch=1, num_frames=8, num_tokens=99, num_heads=2, head_dim=64)
+    query, key, value = (t.detach() for t in case.inputs(dtype))
+    inputs = [t.requires_grad_() for t in (query * size, key * size, value)]
+    grad = some_output_grad(inputs[0])
+    results = output_and_gradients(compute(case, "cpu"), inputs, grad)
+    for name, result in results.items():
+        assert result.isfinite().all(), name
+    wide = [t.detach().double() for t in inputs]
+    expected = compute(case, "eager")(*wide)
+    assert torch.allclose(results["output"].double(), expected, rtol=1e-2, atol=1e-2)
+
+
+@built
 @pytest.mark.parametrize("mixing", MIXINGS, ids=repr)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_any_number_of_threads_gives_the_same_bits(mixing, dtype, isa, threads):
@@ -180,13 +199,20 @@ def changed(position, value):
     return change
 
 
+def of_head_dim(size):
+    def change(arguments):
+        arguments[:3] = [t[..., :1].expand(*t.shape[:-1], size).clone() for t in arguments[:3]]
+
+    return change
+
+
 WRONG = {
     "dtype": (changed(0, torch.Tensor.double), "dtype"),
     "all of another dtype": (
         lambda a: a.__setitem__(slice(0, 3), [t.double() for t in a[:3]]),
         "query must be float32, bfloat16 or float16",
     ),
-    "value": (changed(2, lambda t: t[:, :3]), "value has another shape"),
+    "value": (changed(2, lambda t: t[:, :3]), "value must have the shape and dtype of key"),
     "heads": (changed(0, lambda t: t[:, :, :, :2]), "num_heads"),
     "dimensions": (changed(0, lambda t: t[0]), "5 dimensions"),
     "table": (changed(3, torch.Tensor.long), "key_index must be contiguous int32"),
@@ -194,6 +220,15 @@ WRONG = {
     "too few rows": (changed(5, lambda _: 1), "key_index must be contiguous int32"),
     "row_dim": (changed(5, lambda _: 3), "row_dim must be None, 1 or 2"),
     "tokens": (changed(6, lambda n: n + 1), "num_tokens"),
+    "no head_dim": (of_head_dim(0), "head_dim must be 1 to 256, got 0"),
+    "large head_dim": (of_head_dim(257), "head_dim must be 1 to 256, got 257"),
+    "huge head_dim": (of_head_dim(4000), "head_dim must be 1 to 256, got 4000"),
+    "no key slots": (
+        lambda a: a.__setitem__(slice(3, 5), [t[:, :0] for t in a[3:5]]),
+        r"at least one key slot, got Int \[1, 0\]",
+    ),
+    "index too large": (changed(3, lambda t: t.clone().fill_(40)), "0 <= i < 40, got 40"),
+    "negative index": (changed(3, lambda t: -1 - t), "0 <= i < 40, got -"),
 }
 
 
@@ -205,6 +240,44 @@ def test_operators_check_what_they_are_given(wrong):
     change(arguments)
     with pytest.raises(RuntimeError, match=message):
         OPERATORS.cpu_fwd(*arguments)
+
+
+@built
+def test_rows_of_queries_that_are_not_there_are_ignored(isa):
+    index = torch.arange(4, dtype=torch.int32)[:, None].expand(4, 3).contiguous()
+    query, key, value, _, _, _, *numbers = operands(Case(tm.Mixing.released()))
+    arguments = [query, key, value, index, index, 1, *numbers]
+    expected = OPERATORS.cpu_fwd(*arguments)
+    # What the extra rows name does not exist.
+    more = torch.cat([index, torch.full((1000, 3), 2**30, dtype=torch.int32)])
+    actual = OPERATORS.cpu_fwd(*arguments[:3], more, more, *arguments[5:])
+    for left, right in zip(expected, actual, strict=True):
+        assert torch.equal(left, right)
+
+
+OUT_OF_MEMORY = """
+import resource, torch
+from tokenmix_ops.backends import cpu
+assert cpu.unavailable() is None
+torch.set_num_threads(2)
+x = torch.ones(2, 1, 1, 1, 256)
+index = torch.zeros(1, 2**22, dtype=torch.int32)
+def call():
+    return torch.ops.tokenmix_ops.cpu_fwd(x, x, x, index, index, None, 1, 0, None, 1.0, 1.0)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, used + 2**30))
+call()
+"""
+
+
+@built
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the memory of a process")
+def test_running_out_of_memory_is_said():
+    environment = {**os.environ, "PYTHONPATH": str(Path(tm.__file__).parents[1])}
+    command = [sys.executable, "-c", OUT_OF_MEMORY]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "the CPU kernel ran out of memory for its working buffers" in done.stderr
 
 
 @built
@@ -333,6 +406,23 @@ def test_without_the_library_the_operators_say_why():
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
     assert done.returncode == 1
     assert b"RuntimeError: tokenmix_ops::cpu_fwd cannot run: no luck" in done.stderr
+
+
+LAYOUTS = {
+    "sparse": (torch.Tensor.to_sparse, "needs dense tensors, got torch.sparse_coo"),
+    "mkldnn": (torch.Tensor.to_mkldnn, "needs dense tensors, got torch._mkldnn"),
+    "elsewhere": (lambda t: t.to("meta"), "needs tensors on a CPU, got meta"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_tensors_that_the_library_has_nothing_for_are_refused(layout):
+    change, message = LAYOUTS[layout]
+    arguments = operands(Case(tm.Mixing.released()))
+    arguments[:3] = [change(t) for t in arguments[:3]]
+    call = cpu._after_loading("cpu_fwd") if layout == "elsewhere" else OPERATORS.cpu_fwd
+    with pytest.raises(RuntimeError, match=message):
+        call(*arguments)
 
 
 @pytest.fixture

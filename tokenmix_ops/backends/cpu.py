@@ -104,13 +104,23 @@ def _after_loading(operator: str) -> Callable[..., Any]:
     by another process."""
 
     def call(*arguments: Any) -> Any:
-        devices = {x.device.type for x in arguments if isinstance(x, Tensor)}
-        fault = unavailable() if devices == {"cpu"} else f"needs tensors on a CPU, got {devices}"
+        tensors = [x for x in arguments if isinstance(x, Tensor)]
+        fault = _not_for_cpu_key(tensors) or unavailable()
         if fault is not None:
             raise RuntimeError(f"tokenmix_ops::{operator} cannot run: {fault}")
         return getattr(torch.ops.tokenmix_ops, operator)(*arguments)
 
     return call
+
+
+def _not_for_cpu_key(tensors: list[Tensor]) -> str | None:
+    """Why these tensors would come back here after loading; None if they would not."""
+    for x in tensors:
+        if x.device.type != "cpu":
+            return f"needs tensors on a CPU, got {x.device}"
+        if x.layout is not torch.strided:
+            return f"needs dense tensors, got {x.layout}"
+    return None
 
 
 # The library registers for the key CPU, which comes before this one.

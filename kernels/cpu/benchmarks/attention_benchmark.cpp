@@ -67,7 +67,7 @@ void run(const std::string& wanted, Sample sample) {
   const double products = static_cast<double>(p.num_heads * p.num_frames * p.num_queries) *
                           static_cast<double>(p.num_keys * p.head_dim);
   std::printf("%s\n", sample.description().c_str());
-  for (const Isa isa : {Isa::portable, Isa::avx2, Isa::avx512}) {
+  for (const Isa isa : {Isa::portable, Isa::avx2, Isa::avx512, Isa::amx}) {
     if (!is_supported(isa) || (wanted != "all" && wanted != cpu::name_of(isa))) continue;
     const Threads here = {1, [](int64_t num_tasks, void (*body)(int64_t, int64_t, void*),
                                 void* context) { body(0, num_tasks, context); }};

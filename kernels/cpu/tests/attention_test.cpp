@@ -64,13 +64,14 @@ void test_sample(Isa isa, Sample sample, Failures& failures) {
 }
 
 // One video of one head, in which a token's number tells by which queries it is seen.
-Sample small_sample(RowOf row_of, std::vector<int32_t> key_index, int64_t num_rows) {
+Sample small_sample(Storage storage, RowOf row_of, std::vector<int32_t> key_index,
+                    int64_t num_rows, float scale = 0.2f) {
   Random random(7);
   Sample sample;
   sample.origin = "small";
   const auto num_keys = static_cast<int64_t>(key_index.size()) / num_rows;
-  sample.problem = {Storage::float32, 1,        2,        5,       1,       20, 40,  2,
-                    row_of,           num_rows, num_keys, nullptr, nullptr, 1,  0.2f};
+  sample.problem = {storage, 1,        2,        5,       1,       20, 40,   2,
+                    row_of,  num_rows, num_keys, nullptr, nullptr, 1,  scale};
   sample.key_index = std::move(key_index);
   sample.draw(random, Layout::contiguous, Layout::contiguous);
   return sample;
@@ -96,10 +97,10 @@ bool is_finite(double x) { return std::isfinite(x); }
 bool is_zero(double x) { return x == 0; }
 
 // A token that no slot names may hold anything, and its gradient is exactly zero.
-void test_unselected_tokens(Isa isa, Failures& failures) {
+void test_unselected_tokens(Isa isa, Storage storage, Failures& failures) {
   const auto is_selected = [](int64_t i) { return i == 0 || i == 41 || i == 2 || i == 7; };
   for (const double x : {double{NAN}, double{INFINITY}, 1e30}) {
-    Sample sample = small_sample(RowOf::video, {0, 41, 2, 7, 41}, 1);
+    Sample sample = small_sample(storage, RowOf::video, {0, 41, 2, 7, 41}, 1);
     run(sample, kernel_of(isa));
     const auto bytes = bytes_of(sample);
     const std::string text = "unselected tokens of " + std::to_string(x);
@@ -120,9 +121,9 @@ void test_unselected_tokens(Isa isa, Failures& failures) {
 }
 
 // NaN reaches what depends on it by the definition, and nothing else.
-void test_nan(Isa isa, Failures& failures) {
+void test_nan(Isa isa, Storage storage, Failures& failures) {
   // Query frame 0 sees tokens 0, 1 and 2 of frame 0; query frame 1 sees 3, 4 and 5.
-  const auto fresh = [] { return small_sample(RowOf::frame, {0, 1, 2, 3, 4, 5}, 2); };
+  const auto fresh = [&] { return small_sample(storage, RowOf::frame, {0, 1, 2, 3, 4, 5}, 2); };
   const auto expect_only = [&](const Sample& sample, const Tensor& tensor, int64_t num_tokens,
                                auto depends, const std::string& what) {
     for (int64_t f = 0; f < 2; ++f) {
@@ -172,12 +173,28 @@ void test_nan(Isa isa, Failures& failures) {
   expect_only(sample, sample.value_grad, 40, of_keys, "the value gradient of a NaN gradient");
 }
 
+// The product of a scale of zero with what is not finite is NaN.
+void test_scale_of_zero(Isa isa, Storage storage, Failures& failures) {
+  for (const double x : {double{NAN}, double{INFINITY}, -double{INFINITY}}) {
+    Sample sample = small_sample(storage, RowOf::video, {0, 1, 2, 3}, 1, 0.0f);
+    set(sample.query, 0, 3, x);
+    run(sample, kernel_of(isa));
+    for (int64_t i = 0; i < 10; ++i) {
+      failures.expect(i == 3 ? all(sample.output, 0, 3, is_nan)
+                             : all(sample.output, i / 5, i % 5, is_finite),
+                      "the output of a scale of zero and a query of " + std::to_string(x) +
+                          " at " + std::to_string(i));
+    }
+  }
+}
+
 // A logit of -inf is a weight of exactly zero.
-void test_infinite_key(Isa isa, Failures& failures) {
-  Sample with = small_sample(RowOf::video, {0, 1, 2, 3}, 1);
+void test_infinite_key(Isa isa, Storage storage, Failures& failures) {
+  // Last, since tiles add terms in pairs.
+  Sample with = small_sample(storage, RowOf::video, {0, 1, 3, 2}, 1);
   const std::vector<double> positive(static_cast<size_t>(with.query.shape.size()), 0.5);
   with.query.fill(positive);
-  Sample without = small_sample(RowOf::video, {0, 1, 3}, 1);
+  Sample without = small_sample(storage, RowOf::video, {0, 1, 3}, 1);
   without.query.fill(positive);
   set(with.key, 0, 2, -INFINITY);
   run(with, kernel_of(isa));
@@ -194,9 +211,12 @@ int run_all(Isa isa, const Numbers& numbers) {
     test_sample(isa, random_sample(static_cast<uint64_t>(seed), work), failures);
   }
   for (const Sample& sample : edge_samples()) test_sample(isa, sample, failures);
-  test_unselected_tokens(isa, failures);
-  test_nan(isa, failures);
-  test_infinite_key(isa, failures);
+  for (const Storage storage : {Storage::float32, Storage::bfloat16}) {
+    test_unselected_tokens(isa, storage, failures);
+    test_nan(isa, storage, failures);
+    test_scale_of_zero(isa, storage, failures);
+    test_infinite_key(isa, storage, failures);
+  }
   return failures.exit_status();
 }
 
