@@ -144,8 +144,8 @@ cpu::Problem problem_of(const Tensor& query, const Tensor& key, const Tensor& va
                         double scale) {
   const bool selected = key.dim() == 4;
   STD_TORCH_CHECK(query.dim() == 5 && (selected || key.dim() == 5),
-                  "query must have 5 dimensions, key and value 5 or 4, got query ", described(query),
-                  " and key ", described(key));
+                  "query must have 5 dimensions, key and value 5 or 4, got query ",
+                  described(query), " and key ", described(key));
   check_like("value", value, "key", key);
   STD_TORCH_CHECK(key.scalar_type() == query.scalar_type() && key.size(0) == query.size(0) &&
                       key.size(-2) == query.size(3) && key.size(-1) == query.size(4),
@@ -182,8 +182,8 @@ cpu::Problem problem_of(const Tensor& query, const Tensor& key, const Tensor& va
     problem.num_tokens = problem.num_keys;
     problem.num_key_frames = 1;
   } else {
-    STD_TORCH_CHECK(key.size(2) == num_tokens, "key must have num_tokens tokens a frame, ", num_tokens,
-                    ", got ", key.size(2));
+    STD_TORCH_CHECK(key.size(2) == num_tokens, "key must have num_tokens tokens a frame, ",
+                    num_tokens, ", got ", key.size(2));
     check_indices(index, problem.num_rows * problem.num_keys, key.size(1) * num_tokens);
     problem.num_tokens = num_tokens;
     problem.num_key_frames = key.size(1);

@@ -1,5 +1,5 @@
-// Matrix products by AMX: 16 rows of 64 bytes in a tile register, bfloat16 in, float32 sums. Include
-// the vectors of AVX-512 first.
+// Matrix products by AMX: 16 rows of 64 bytes in a tile register, bfloat16 in, float32 sums.
+// Include the vectors of AVX-512 first.
 //
 // The right factor lies in tiles of 16 rows, each of 16 columns, of pairs of the elements that are
 // summed over: 32 terms of 16 sums. The processor treats subnormals as zero.
